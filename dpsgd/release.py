@@ -116,10 +116,10 @@ class Release:
     ) -> None:
         """Write the rounded sum plus noise to `out`, both [num_params]. Overwrites `grad_sum`."""
         grid = self.grid
-        np.divide(grad_sum, grid.spacing, out=grad_sum)
+        largest = grid.limit * grid.spacing
         grad_sum[np.isnan(grad_sum)] = 0
-        np.clip(grad_sum, -grid.limit, grid.limit, out=grad_sum)
-        np.rint(grad_sum, out=grad_sum)
+        np.clip(grad_sum, -largest, largest, out=grad_sum)
+        np.rint(grad_sum / grid.spacing, out=grad_sum)  # a power of two: the division is exact
         if grid.noise_std:
             noise = self._stream.gaussians(event, len(grad_sum))
             noise *= grid.noise_std / grid.spacing

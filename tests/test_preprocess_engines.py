@@ -125,7 +125,7 @@ def test_every_engine_finds_each_kind_of_line_at_its_number(tmp_path: Path):
         b" \t",
         GOOD.replace(b"51", b"NA"),
         GOOD.replace(b"51", b'"x'),
-        GOOD[:-10] + b",1,13121",  # line 9, without a label
+        GOOD[:-9] + b",1,13121",  # line 9, without a label
         GOOD.replace(b"51", b"116"),
     ]
     path = tmp_path / "raw.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -131,6 +132,6 @@ def test_an_algorithm_needs_all_of_it() -> None:
 @pytest.mark.parametrize("num_parts", [1, 3, 8])
 def test_parts_cover_the_buffer_and_differ_by_at_most_one(length: int, num_parts: int) -> None:
     bounds = part_bounds(length, num_parts)
-    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    sizes = [b - a for a, b in itertools.pairwise(bounds)]
     assert (bounds[0], bounds[-1]) == (0, length)
     assert max(sizes) - min(sizes) <= 1

@@ -1,0 +1,71 @@
+"""What the commands of this package share: an argument parser and errors in one line.
+
+Nothing heavy is imported here, so that `--help` and every usage error come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from preprocess import __version__
+from preprocess.errors import DataError, UsageError
+
+EXIT_USAGE = 2
+EXIT_DATA = 5
+EXIT_INTERRUPTED = 130  # as a shell reports it
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError instead of printing, and names the nearest flag for a misspelt one."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        self.flags: list[str] = []
+        super().__init__(prog=f"python -m {prog}", description=description, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=f"{prog} {__version__}")
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """As in argparse; remembers the flags."""
+        action = super().add_argument(*args, **kwargs)
+        self.flags.extend(action.option_strings)
+        return action
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse; an unknown flag is reported before whatever else is wrong because of it."""
+        for argument in arguments:
+            flag = argument.partition("=")[0]
+            if flag == "--":
+                break
+            if flag.startswith("--") and flag not in self.flags:
+                nearest = get_close_matches(flag, self.flags, n=1)
+                advice = f"did you mean {nearest[0]}?" if nearest else "see --help"
+                raise UsageError(f"unknown flag {flag}: {advice}")
+        return self.parse_args(arguments)
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UsageError(message)
+
+
+def run(prog: str, command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
+    """Run a command; its foreseen errors become one line on stderr and an exit code."""
+    try:
+        command(arguments)
+    except UsageError as error:
+        return _report(prog, str(error), EXIT_USAGE)
+    except DataError as error:
+        return _report(prog, str(error), EXIT_DATA)
+    except OSError as error:  # a full disk, a closed pipe, a folder that must not be entered
+        return _report(prog, str(error), EXIT_USAGE)
+    except KeyboardInterrupt:
+        return _report(prog, "interrupted, nothing was written", EXIT_INTERRUPTED)
+    return 0
+
+
+def _report(prog: str, message: str, code: int) -> int:
+    line = " ".join(message.split())  # a path may contain a line end
+    print(f"{prog}: error: {line}", file=sys.stderr)
+    return code

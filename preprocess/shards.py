@@ -1,0 +1,163 @@
+"""The format of a data set on disk, and how to read rows of it back.
+
+    DATASET/manifest.json               what is there, with checksums; written last
+            schema.json                 columns, domains, encoding: all that a trainer needs to know
+            train/part-00000.parquet    one uint8 column for each used column, codes as they are
+            test/part-00000.parquet     the same; a shard may be empty
+            quarantine.csv              refused records: line, column, value, rule; mode 0600
+
+A split ("train" or "test") is the concatenation of its shards. Importing this module is cheap:
+Polars and numpy come only when rows are read. Every function raises DataError with the name of the
+file at fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preprocess.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SCHEMA = "schema.json"
+QUARANTINE = "quarantine.csv"
+
+_PART = re.compile(r"(train|test)/part-[0-9]{5}\.parquet")
+_MAKE_ONE = "make one with python -m preprocess"
+
+
+def part_path(side: str, shard: int) -> str:
+    """Where a shard is, relative to the data set."""
+    return f"{side}/part-{shard:05d}.parquet"
+
+
+def read_manifest(dataset: Path) -> dict[str, Any]:
+    """The manifest, checked as far as the readers below rely on it."""
+    if not dataset.is_dir():
+        raise DataError(f"data set must be an existing folder, got {dataset}: {_MAKE_ONE}")
+    path = dataset / MANIFEST
+    if not path.exists():
+        raise DataError(f"{dataset} must hold {MANIFEST}, it is not a data set: {_MAKE_ONE}")
+    manifest = _read_json(path)
+    files = manifest.get("files")
+    if not isinstance(files, list) or not all(_is_file_entry(entry) for entry in files):
+        raise DataError(f"{path} must list files with path, rows, bytes and sha256")
+    return manifest
+
+
+def read_schema(dataset: Path) -> dict[str, Any]:
+    """The public schema of the rows."""
+    path = dataset / SCHEMA
+    schema = _read_json(path)
+    for key, kind in (("label", str), ("columns", list), ("encoding", dict)):
+        if not isinstance(schema.get(key), kind):
+            raise DataError(f"{path} must have {key!r}, a {kind.__name__}")
+    return schema
+
+
+def num_rows(manifest: dict[str, Any], split: str) -> int:
+    """Rows of "train" or "test", over all shards."""
+    return sum(entry["rows"] for entry in _parts(manifest, split))
+
+
+def read_rows(
+    dataset: Path, manifest: dict[str, Any], split: str, start: int, stop: int
+) -> dict[str, NDArray[np.uint8]]:
+    """Rows start..stop-1 of a split: one uint8 array per column.
+
+    Opens only the shards that overlap, and checks them against the manifest.
+    """
+    import numpy as np
+
+    total = num_rows(manifest, split)
+    if not 0 <= start <= stop <= total:
+        raise DataError(f"rows of {split} must lie in 0..{total}, got {start}..{stop}")
+    names = [column["name"] for column in read_schema(dataset)["columns"]]
+    pieces: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in names}
+    first = 0  # row of the split at which the shard begins
+    for entry in _parts(manifest, split):
+        low, high = max(start - first, 0), min(stop - first, entry["rows"])
+        if low < high:
+            shard = _read_shard(dataset, entry, names)
+            for name in names:
+                pieces[name].append(shard[name][low:high])
+        first += entry["rows"]
+    return {
+        name: np.concatenate([np.empty(0, dtype=np.uint8), *arrays])
+        for name, arrays in pieces.items()
+    }
+
+
+def _parts(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
+    if split not in ("train", "test"):
+        raise DataError(f"split must be train or test, got {split!r}")
+    return [entry for entry in manifest["files"] if entry["path"].startswith(f"{split}/")]
+
+
+def _is_file_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("path"), str)
+        and _PART.fullmatch(entry["path"]) is not None
+        and isinstance(entry.get("sha256"), str)
+        and all(isinstance(entry.get(key), int) and entry[key] >= 0 for key in ("rows", "bytes"))
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = _read_bytes(path)
+    try:
+        document = json.loads(content)
+    except ValueError as error:  # also wrong UTF-8
+        raise DataError(f"{path} must be JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path} must be a JSON object, got a {type(document).__name__}")
+    if document.get("format") != FORMAT:
+        raise DataError(
+            f"{path} must have format {FORMAT}, got {document.get('format')!r}: {_MAKE_ONE}"
+        )
+    return document
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} must exist, the data set is incomplete: {_MAKE_ONE}") from None
+    except OSError as error:
+        raise DataError(f"{path} must be readable: {error.strerror}") from None
+
+
+def _read_shard(
+    dataset: Path, entry: dict[str, Any], names: list[str]
+) -> dict[str, NDArray[np.uint8]]:
+    import polars as pl
+
+    path = dataset / entry["path"]
+    content = _read_bytes(path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != entry["sha256"]:
+        raise DataError(
+            f"{path} must have sha256 {entry['sha256'][:16]}..., got {found[:16]}...: "
+            "it was changed or damaged, make the data set again"
+        )
+    try:
+        table = pl.read_parquet(io.BytesIO(content), use_pyarrow=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path} must be Parquet: {str(error).splitlines()[0]}") from None
+    wrong = [name for name in names if table.schema.get(name) != pl.UInt8]
+    if wrong or table.height != entry["rows"]:
+        raise DataError(
+            f"{path} must have {entry['rows']} rows of uint8 columns {', '.join(names)}, "
+            f"got {table.height} rows of {', '.join(table.columns)}"
+        )
+    return {name: table[name].to_numpy() for name in names}

@@ -1,0 +1,153 @@
+"""The contract of every gradient engine in the table, against one example at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dpsgd import engines, models
+from dpsgd.engines.fused import BLOCK_ROWS
+
+pytest.importorskip("torch", reason="the reference engine needs the extra torch")
+
+F32 = NDArray[np.float32]
+MODELS = [models.build("logistic", 10, (8,)), models.build("mlp", 10, (8,)),
+          models.build("mlp", 10, (8, 5))]  # fmt: skip
+every_engine = pytest.mark.parametrize("name", engines.NAMES)
+every_model = pytest.mark.parametrize("model", MODELS, ids=["logistic", "mlp", "mlp-2"])
+
+
+def batch(rows: int, seed: int = 0, scale: float = 1.0) -> tuple[F32, F32]:
+    generator = np.random.default_rng(seed)
+    features = (generator.normal(size=(rows, 10)) * scale).astype(np.float32)
+    return features, generator.integers(0, 2, rows).astype(np.float32)
+
+
+def params_of(model: models.Model, seed: int = 1) -> F32:
+    generator = np.random.default_rng(seed)
+    return (model.initial(seed) + generator.normal(size=model.num_params) * 0.3).astype(np.float32)
+
+
+def clipped_sum(
+    name: str, model: models.Model, clip: float, features: F32, labels: F32
+) -> NDArray[np.float64]:
+    out = np.full(model.num_params, 7.0)  # what was there before must not matter
+    params, before = params_of(model), (features.copy(), labels.copy())
+    engines.build(name, model, clip).clipped_sum(params, features, labels, out)
+    assert np.array_equal(features, before[0], equal_nan=True), "the engine changed its input"
+    assert np.array_equal(params, params_of(model)), "the engine changed the parameters"
+    return out
+
+
+@every_engine
+@every_model
+@pytest.mark.parametrize("clip", [0.05, 0.5, math.inf])
+def test_equals_one_example_at_a_time(name: str, model: models.Model, clip: float) -> None:
+    features, labels = batch(3 * BLOCK_ROWS + 17)
+    expected = clipped_sum("loop", model, clip, features, labels)
+    found = clipped_sum(name, model, clip, features, labels)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-4 * min(clip, 1))
+
+
+@every_engine
+@every_model
+def test_one_example_is_the_gradient_scaled_to_the_norm(name: str, model: models.Model) -> None:
+    features, labels = batch(1)
+    plain = clipped_sum(name, model, math.inf, features, labels)
+    clipped = clipped_sum(name, model, 0.01, features, labels)
+    norm = float(np.linalg.norm(plain))
+    assert norm > 0.01
+    assert np.linalg.norm(clipped) == pytest.approx(0.01, rel=1e-5)
+    np.testing.assert_allclose(clipped / 0.01, plain / norm, rtol=1e-4, atol=1e-7)
+
+
+@every_engine
+@every_model
+def test_an_empty_batch_gives_zeros(name: str, model: models.Model) -> None:
+    assert not clipped_sum(name, model, 1.0, *batch(0)).any()
+
+
+@every_engine
+@every_model
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_contributes_zero(
+    name: str, model: models.Model, bad: float
+) -> None:
+    features, labels = batch(BLOCK_ROWS + 5)
+    features[3, 2] = bad
+    others = np.arange(len(labels)) != 3
+    expected = clipped_sum(name, model, 0.2, features[others], labels[others])
+    found = clipped_sum(name, model, 0.2, features, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@every_engine
+@pytest.mark.parametrize("size", [1e13, 1e20, 3e38])
+def test_a_huge_gradient_is_clipped_without_overflow(name: str, size: float) -> None:
+    model = MODELS[0]
+    features, labels = batch(1)
+    features[0] = size * np.sign(features[0]) / 4
+    labels[0] = 1 - float(models.logits(model, params_of(model), features)[0] > 0)
+    found = clipped_sum(name, model, 0.5, features, labels)
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found) == pytest.approx(0.5, rel=1e-3)
+
+
+def worst_difference(
+    name: str, model: models.Model, features: F32, labels: F32, clip: float
+) -> float:
+    """Largest move of the sum when one example is blanked, in units of C, over some examples."""
+    whole = clipped_sum(name, model, clip, features, labels)
+    worst = 0.0
+    for row in range(0, len(labels), max(1, len(labels) // 25)):
+        blanked = features.copy()
+        blanked[row] = np.nan  # contributes zero and stays in its place
+        without = clipped_sum(name, model, clip, blanked, labels)
+        worst = max(worst, float(np.linalg.norm(whole - without)) / clip)
+    return worst
+
+
+@every_engine
+@every_model
+def test_blanking_one_example_moves_the_sum_by_at_most_the_sensitivity(
+    name: str, model: models.Model
+) -> None:
+    rho = engines.build(name, model, 1.0).rho
+    features, labels = batch(2 * BLOCK_ROWS + 3, scale=4.0)
+    worst = worst_difference(name, model, features, labels, clip=0.1)
+    assert worst <= 1 + rho
+    assert worst > 0.99, "clipping did not bite, so this batch tests nothing"
+
+
+@every_engine
+def test_small_terms_that_a_float32_sum_absorbs_stay_within_the_sensitivity(name: str) -> None:
+    """Thousands of equal gradients, then smaller ones: a plain float32 sum loses the last."""
+    model = models.build("logistic", 10, (1,))
+    rho = engines.build(name, model, 1.0).rho
+    features = np.full((4096, 10), 3.0, np.float32)
+    features[1::2] *= np.float32(1 + 2**-12)
+    labels = np.zeros(len(features), np.float32)
+    assert worst_difference(name, model, features, labels, clip=0.25) <= 1 + rho
+
+
+def test_the_same_batch_summed_in_one_float32_product_would_fail() -> None:
+    """The reason for the blocks: 2 n^2 2^-24 C is more than C for a few thousand rows."""
+    rows = np.full((2**25, 1), 1.0, np.float32)
+    naive = np.float32(0)
+    naive += rows[: 2**24].sum(dtype=np.float64).astype(np.float32)
+    assert naive + np.float32(1) == naive
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: Any) -> None:
+    import sys
+
+    from dpsgd.errors import ConfigError
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "dpsgd.engines.loop", raising=False)
+    with pytest.raises(ConfigError, match=r"needs torch.*dpsgd\[torch\]"):
+        engines.build("loop", MODELS[0], 1.0)

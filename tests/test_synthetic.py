@@ -1,0 +1,159 @@
+"""Synthetic records: valid, repeatable, and about as predictable as real ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from preprocess import engines, synthetic
+from preprocess.engines.base import Cleaned
+from preprocess.spec import CENSUS_2000
+from preprocess.split import Split
+from preprocess.synthetic import synthetic_text, write_synthetic
+
+NAMES = [column.name for column in CENSUS_2000.columns]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Cleaned:
+    path = tmp_path_factory.mktemp("synthetic") / "raw.csv"
+    write_synthetic(path, 25_000, seed=1)
+    clean = engines.load("polars")
+    return clean(path, CENSUS_2000, Split(), lambda records, num_bytes: None)
+
+
+def features_44(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The encoding without crosses, written down again on purpose."""
+    age, educ, bits = codes[:, 0].astype(int), codes[:, 1].astype(int), codes[:, 2:13]
+    age_bins = np.eye(16)[np.clip((age - 15) // 5, 0, 15)]
+    return np.column_stack([age_bins, np.eye(16)[educ - 1], bits, age / 100])
+
+
+def test_every_record_is_valid(people: Cleaned):
+    assert people.codes.shape == (25_000, 14)
+    assert people.refused == []
+    assert not people.imputed
+
+
+def test_a_logistic_regression_finds_what_it_finds_in_real_records(people: Cleaned):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    features, label = features_44(people.codes), people.codes[:, -1]
+    assert features.shape[1] == 44
+    train = people.sides == 0
+    model = LogisticRegression(max_iter=1000).fit(features[train], label[train])
+    auc = roc_auc_score(label[~train], model.predict_proba(features[~train])[:, 1])
+    assert 0.78 < auc < 0.82
+    assert 0.61 < label.mean() < 0.65
+
+
+def test_marginals_resemble_the_county(people: Cleaned):
+    codes = {name: people.codes[:, i].astype(float) for i, name in enumerate(NAMES)}
+    assert (codes["age"].min(), codes["age"].max()) == (18, 93)
+    assert set(codes["educ"]) == set(range(1, 17))
+    for name, mean in {"sex": 0.527, "married": 0.441, "black": 0.423, "disability": 0.219,
+                       "militaryservice": 0.128, "englishability": 0.964}.items():  # fmt: skip
+        assert abs(codes[name].mean() - mean) < 0.02, name
+    assert not (codes["divorced"] * codes["married"]).any()
+    assert not (codes["children"] * (1 - codes["sex"])).any()
+
+
+def test_income_follows_the_label_and_is_written_as_the_real_files_do():
+    lines = b"".join(synthetic_text(20_000, seed=5)).decode().splitlines()
+    assert lines[0] == ",".join(f'"{name}"' for name in CENSUS_2000.header)
+    rows = [line.split(",") for line in lines[1:]]
+    assert {len(row) for row in rows} == {18}
+    income = np.array([float(row[5]) for row in rows])
+    employed = np.array([row[15] == "1" for row in rows])
+    assert np.median(income[employed]) > 3 * np.median(income[~employed])
+    assert (income < 0).any()
+    assert (income == 0).any()
+    assert any(row[5] == "1e+05" for row in rows)
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(tmp_path: Path):
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        write_synthetic(tmp_path / name, 3000, seed)
+    a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+    assert a.count(b"\n") == 3001
+
+
+def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(synthetic, "CHUNK_ROWS", 1000)
+    pieces = list(synthetic_text(2500, seed=1))
+    assert [piece.count(b"\n") for piece in pieces] == [1, 1000, 1000, 500]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--rows", "0", "--seed", "1", "--output", "x"], "--rows must be in 1..1000000000, got 0"),
+        (["--rows", "-5", "--seed", "1", "--output", "x"], "got -5"),
+        (["--rows", "1e3", "--seed", "1", "--output", "x"], "1e3"),
+        (["--rows", "1", "--seed", "-1", "--output", "x"], "--seed must be in 0..2**64-1, got -1"),
+        (["--rows", "1", "--seed", "1", "--output", "no/such/x"], "No such file or directory"),
+        (["--rows", "1", "--seed", "1", "--output", "."], "--output must be a file"),
+        (["--rows", "1", "--sed", "1", "--output", "x"], "did you mean --seed?"),
+        (["--rows", "1", "--seed", "1"], "--output"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_code_2(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.chdir(tmp_path)
+    assert synthetic.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, len(captured.err.splitlines())) == ("", 1)
+    assert captured.err.startswith("preprocess.synthetic: error: ")
+    assert words in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "raw.csv"
+    path.write_text("old")
+
+    def fail(num_rows: int, seed: int):
+        yield b"half"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic, "synthetic_text", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_synthetic(path, 10, seed=1)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("raw.csv", "old")]
+
+
+def test_the_command_writes_the_file_and_says_what_comes_next(tmp_path: Path):
+    path = tmp_path / "raw.csv"
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "preprocess.synthetic",
+            "--rows",
+            "100",
+            "--seed",
+            "1",
+            "--output",
+            path,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"python -m preprocess --input {path} --output" in result.stdout
+    assert path.read_bytes() == b"".join(synthetic_text(100, seed=1))

@@ -7,8 +7,8 @@ smaller of two upper bounds:
 * RDP, the moments accountant (Mironov, Talwar and Zhang, "Renyi differential privacy of the sampled
   Gaussian mechanism", 2019): fast, valid for any number of steps;
 * PLD, the privacy loss distribution (Doroshenko et al., "Connect the dots", 2022): tight. Its
-  interval is halved until epsilon moves by less than 0.1%; it is asked at delta - T 2^-52, because
-  that is what its Fourier transforms err, and not at all where this takes over 1% of delta.
+  interval is quartered until epsilon moves by less than 0.1%; it is asked at delta - T 2^-52,
+  because that is what its Fourier transforms err, and not where this takes over 1% of delta.
 
 The guarantee is computational and the Gaussians are drawn from 63-bit uniforms, so the real
 distribution is within `imprecision` total variation of the accounted one, which costs
@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from dpsgd.errors import PrivacyError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from dpsgd.planning import Run
 
-COARSEST_INTERVAL = 1e-4
+COARSEST_INTERVAL = 1.6e-3
 FINEST_INTERVAL = 1e-6
 MAX_PLD_POINTS = 2**22
 MAX_PLD_EPSILON = 50.0
@@ -84,11 +84,11 @@ def epsilon(
     guesses = [at_most] if at_most is not None else []
     for guess in (*guesses, None):
         if guess is None:
-            guess = _bound(steps, delta / 2)
+            guess, _ = _bound(steps, delta / 2)
         left = delta_left(delta, guess, imprecision)
         if left is None:
             continue
-        found = _bound(steps, left)
+        found, _ = _bound(steps, left)
         if found <= guess:
             return found
     return math.inf
@@ -120,80 +120,85 @@ def calibrate(
     def steps(sigma: float) -> list[Steps]:
         return [Steps(sample_rate=sample_rate, noise_multiplier=sigma, count=count)]
 
-    def coarse(sigma: float) -> float:
-        return _bound(steps(sigma), left, COARSEST_INTERVAL)
-
     high = 1.0
     while _rdp_epsilon(steps(high), left) > target and high < MAX_NOISE_MULTIPLIER:
         high *= 2
-    if (reached := coarse(high)) > target:
+    if (reached := _bound(steps(high), left)[0]) > target:
         raise PrivacyError(
             f"epsilon {target:g} cannot be reached at delta {delta:g} with sample_rate "
             f"{sample_rate:g} and {count} steps: noise_multiplier {high:g} still gives epsilon "
             f"{reached:.3g}; ask for a larger epsilon, fewer steps or a smaller sample_rate"
         )
+    if _rdp_epsilon(steps(high), left) <= target:  # start where RDP, which is quick, is satisfied
+        high = _smallest(lambda sigma: _rdp_epsilon(steps(sigma), left), target, high)
+    _, interval = _bound(steps(high), left)
+
+    def coarse(sigma: float) -> float:
+        return _bound(steps(sigma), left, min(16 * interval, COARSEST_INTERVAL))[0]
+
+    def fine(sigma: float) -> float:
+        return _bound(steps(sigma), left, interval)[0]
+
+    # coarse and fine differ by a factor that changes slowly: search coarse, correct by fine
     sigma = _smallest(coarse, target, high)
-    fine = _bound(steps(sigma), left)
-    if fine < 0.999 * target:  # the coarse interval wastes budget: aim at what it would say
-        sharper = _smallest(coarse, target * coarse(sigma) / fine * 0.9995, high)
-        if _bound(steps(sharper), left) <= target:
-            return sharper
+    for _ in range(4):
+        aim = target * coarse(sigma) / fine(sigma) * (1 - 2e-4)
+        better = _smallest(coarse, aim, high)
+        if fine(better) > target:
+            return _smallest(fine, target, sigma)
+        sigma = better
+        if fine(sigma) >= 0.9995 * target:
+            break
     return sigma
 
 
 def _smallest(reached: Callable[[float], float], target: float, high: float) -> float:
     """The smallest sigma with reached(sigma) <= target, to 0.01%, from one that is large enough.
 
-    Secant steps in log sigma and log epsilon, between which epsilon is nearly a straight line,
-    inside a bracket that always shrinks.
+    Brent's method in log sigma and log epsilon, between which epsilon is nearly a straight line.
     """
-    aim = math.log(target * (1 - 5e-5))
-    x_high, y_high = math.log(high), math.log(reached(high))
-    x_low, y_low = x_high, y_high
-    while y_low <= aim:
-        if y_low < y_high:
-            x_high, y_high = x_low, y_low
-        x_low -= 1.05 * max(aim - y_low, 0.05)
-        if x_low < math.log(1e-3):
-            return math.exp(x_high)
-        y_low = math.log(reached(math.exp(x_low)))
-    while x_high - x_low > 1e-4 and y_high < aim - 1e-4:
-        share = (y_low - aim) / (y_low - y_high) if math.isfinite(y_low) else 0.5
-        x = x_low + min(max(share, 0.02), 0.98) * (x_high - x_low)
-        y = math.log(reached(math.exp(x)))
-        if y <= math.log(target):
-            x_high, y_high = x, y
-        else:
-            x_low, y_low = x, y
-    return math.exp(x_high)
+    from scipy.optimize import brentq  # comes with dp-accounting
+
+    def excess(log_sigma: float) -> float:
+        return math.log(min(reached(math.exp(log_sigma)), 1e9) / target)
+
+    upper = math.log(high)
+    while excess(lower := upper - 0.5) <= 0:
+        upper = lower
+        if upper < math.log(1e-3):
+            return math.exp(upper)
+    root = brentq(excess, lower, upper, xtol=5e-5)
+    while excess(root) > 0:
+        root += 5e-5
+    return math.exp(root)
 
 
-def _bound(steps: Sequence[Steps], delta: float, interval: float | None = None) -> float:
-    """The smaller of RDP and PLD; PLD at `interval`, or refined until it settles."""
+def _bound(
+    steps: Sequence[Steps], delta: float, interval: float | None = None
+) -> tuple[float, float]:
+    """The smaller of RDP and PLD, and an interval at which PLD is within 0.1% of its limit.
+
+    With `interval` PLD is computed at that interval, without one it is refined until it settles.
+    """
     rdp = _rdp_epsilon(steps, delta)
-    count = sum(s.count for s in steps)
-    error = count * 2.0**-52
-    points = max(
-        (1 / (2 * s.noise_multiplier**2) + 8 / s.noise_multiplier) / COARSEST_INTERVAL
-        for s in steps
-    )
+    error = sum(s.count for s in steps) * 2.0**-52
+    widest = max(1 / (2 * s.noise_multiplier**2) + 8 / s.noise_multiplier for s in steps)
+    start = max(interval or COARSEST_INTERVAL, widest / MAX_PLD_POINTS)
     if (
         not rdp <= MAX_PLD_EPSILON
-        or points > MAX_PLD_POINTS
+        or start > COARSEST_INTERVAL
         or error > 0.01 * delta
         or len(steps) > MAX_PLD_MECHANISMS
     ):
-        return rdp
-    if interval is not None:
-        return min(rdp, _pld_epsilon(steps, delta - error, interval))
-    interval = COARSEST_INTERVAL
-    found = _pld_epsilon(steps, delta - error, interval)
-    while interval > FINEST_INTERVAL and rdp / interval <= MAX_PLD_POINTS:
-        interval /= 2
-        before, found = found, min(found, _pld_epsilon(steps, delta - error, interval))
-        if before - found <= 1e-3 * found:
-            break
-    return min(rdp, found)
+        return rdp, start
+    found = _pld_epsilon(tuple(steps), delta - error, start)
+    if interval is None:
+        while start / 4 >= FINEST_INTERVAL and max(widest, rdp) / (start / 4) <= MAX_PLD_POINTS:
+            start /= 4
+            before, found = found, min(found, _pld_epsilon(tuple(steps), delta - error, start))
+            if before - found <= 1e-3 * found:
+                return min(rdp, found), 4 * start
+    return min(rdp, found), start
 
 
 def _rdp_epsilon(
@@ -208,7 +213,8 @@ def _rdp_epsilon(
     return _checked(accountant.get_epsilon(delta))
 
 
-def _pld_epsilon(steps: Sequence[Steps], delta: float, interval: float) -> float:
+@lru_cache(64)
+def _pld_epsilon(steps: tuple[Steps, ...], delta: float, interval: float) -> float:
     from dp_accounting import pld
 
     _silence()

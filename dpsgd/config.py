@@ -119,6 +119,9 @@ class Config:
     progress: str = _option("auto", str, "name", "progress: " + ", ".join(PROGRESS))
 
     def __post_init__(self) -> None:
+        for name in ("data", "out", "ledger"):
+            if isinstance(value := getattr(self, name), str):  # from a program or a notebook
+                object.__setattr__(self, name, Path(value))
         for group in EXCLUSIVE:
             given = [name for name in group if getattr(self, name) not in (None, False)]
             if len(given) > 1:
@@ -152,12 +155,11 @@ class Config:
         """Whether the model may claim an epsilon at all."""
         return not self.no_privacy and self.insecure_seed is None
 
-    @property
-    def ledger_path(self) -> Path:
+    def ledger_of(self, dataset: Path) -> Path:
         """Where this run and all others on the same data set are recorded."""
         if self.ledger is not None:
             return self.ledger
-        folder = self.data.resolve()
+        folder = dataset.resolve()
         return folder.with_name(folder.name + ".ledger.jsonl")
 
     def resolved_epsilon(self) -> float | None:

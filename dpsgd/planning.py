@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from dpsgd import accounting, models, release
 from dpsgd.config import Config
@@ -31,6 +32,7 @@ class Run:
     imprecision_per_step: float
     rho: float
     grid: release.Grid
+    ledger: Path
     world_size: int
     private: bool
 
@@ -85,6 +87,7 @@ def plan_run(
         imprecision_per_step=per_step,
         rho=rho,
         grid=grid,
+        ledger=config.ledger_of(dataset.path),
         world_size=world_size,
         private=config.private,
     )

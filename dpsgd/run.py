@@ -148,7 +148,12 @@ def _train(
             if facts := show.progress(now):
                 run_folder.append_metrics(folder, facts)
 
-    result = trainer.train(config, dataset, comm, progress)
+    try:
+        result = trainer.train(config, dataset, comm, progress)
+    except UserError:
+        if comm.rank == 0:
+            run_folder.discard(folder)
+        raise
     if comm.rank == 0:
         show.stop()
         environment = run_folder.environment(comm.size, library_version(), threads)
@@ -190,7 +195,7 @@ def _crash(comm: MPI.Intracomm) -> NoReturn:
     sys.stdout.flush()
     print(f"dpsgd.run: rank {comm.rank} crashed\n{text}", file=sys.stderr, end="", flush=True)
     comm.Abort(CRASHED)
-    raise AssertionError("MPI_Abort returned")
+    os._exit(CRASHED)  # MPICH's Abort can return before the launcher has ended this process
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ not covered by epsilon.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -28,9 +29,14 @@ def create(folder: Path) -> None:
         if any(folder.iterdir()):
             raise ConfigError(f"out folder {folder} is not empty; name a new one with --out")
         folder.chmod(0o700)
-        write_text(folder / "metrics.jsonl", "")
     except OSError as error:
         raise ConfigError(f"out folder {folder} cannot be used: {error.strerror}") from None
+
+
+def discard(folder: Path) -> None:
+    """Remove the folder of a run that was refused before its first step."""
+    with contextlib.suppress(OSError):  # it is not empty: something ran
+        folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,8 +52,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def append_metrics(folder: Path, record: dict[str, Any]) -> None:
     """Add one line to `metrics.jsonl`."""
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+    line = json.dumps(record, allow_nan=False) + "\n"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with os.fdopen(os.open(folder / "metrics.jsonl", flags, 0o600), "wb") as file:
+        file.write(line.encode())
 
 
 def save(folder: Path, result: Result, environment: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def report(config: Config, run: Run) -> dict[str, Any]:
         "noise_std": run.grid.noise_std * math.sqrt(run.world_size),
         "imprecision": run.imprecision_per_step * run.steps,
         "epsilon_rank_or_link": _number(rank_or_link),
-        "epsilon_all_runs": _number(_all_runs(config)),
+        "epsilon_all_runs": _number(_all_runs(run)),
         "accountant": f"dp-accounting {version('dp-accounting')}, the smaller of PLD and RDP",
     }
 
@@ -88,13 +88,13 @@ def _single_share(run: Run) -> accounting.Steps:
     )
 
 
-def _all_runs(config: Config) -> float:
+def _all_runs(run: Run) -> float:
     """Epsilon of everything in the ledger together, this run included."""
-    runs = history(config.ledger_path)
+    runs = history(run.ledger)
     if runs is None:
         return math.inf
     steps = merged([one for one, _ in runs])
-    return accounting.epsilon(steps, config.delta, sum(imprecision for _, imprecision in runs))
+    return accounting.epsilon(steps, run.delta, sum(imprecision for _, imprecision in runs))
 
 
 def _number(epsilon: float | None) -> float | str | None:

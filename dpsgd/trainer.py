@@ -109,7 +109,7 @@ def train(
     clip = math.inf if config.no_privacy else config.max_grad_norm
     engine = together(comm, UserError, lambda: engines.build(config.engine, model, clip))
     run = on_root(comm, UserError, lambda: plan_run(config, dataset, model, engine.rho, comm.size))
-    ledger = Ledger(config.ledger_path, comm, run)
+    ledger = Ledger(run.ledger, comm, run)
     params = model.initial(run.seed)
     average = optimizers.Average(params, config.averaging)
     timer = PhaseTimer()

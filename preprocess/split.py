@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ MAX_SHARDS = 65536
 SIDES = ("train", "test")  # 0 and 1 in `Cleaned.sides`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """How records are divided. All of it is public."""
 
@@ -53,12 +54,12 @@ class Split:
         except UnicodeEncodeError:
             raise UsageError(f"split_salt must be UTF-8 text, got {self.salt!r}") from None
 
-    @property
+    @cached_property
     def key(self) -> bytes:
         """What the hash reads before the line."""
         return self.salt.encode() + b"\0"
 
-    @property
+    @cached_property
     def threshold(self) -> int:
         """The smallest 64-bit integer that is not test. Exact: a float is a binary fraction."""
         return ceil(Fraction(self.test_fraction) * 2**64)

@@ -85,7 +85,7 @@ def odd_file(draw: st.DrawFn) -> bytes:
     return head + (text[:-1] if draw(st.booleans()) else text)
 
 
-@given(content=odd_file(), block_bytes=st.integers(1, 120))
+@given(content=odd_file(), block_bytes=st.integers(1, 120) | st.just(1 << 20))
 @example(content=HEADER, block_bytes=7)
 @example(content=HEADER + b"\r\n" + GOOD + b"\r\n\r\n" + GOOD + b"x", block_bytes=1)
 @example(content=HEADER + b"\r" + GOOD + b",\r" + GOOD[:-6] + b"\r" + GOOD, block_bytes=4096)
@@ -150,6 +150,15 @@ def test_one_field_too_many_and_one_too_few_do_not_cancel(tmp_path: Path):
     cleaned = assert_engines_agree(path)
     assert [entry.line for entry in cleaned.refused] == [2, 3]
     assert len(cleaned.codes) == 1
+
+
+def test_a_quoted_comma_does_not_make_up_for_a_missing_field(tmp_path: Path):
+    path = tmp_path / "raw.csv"
+    shifted = GOOD.replace(b"13,1101,", b'"13,1101",')  # 17 commas, but 17 fields
+    path.write_bytes(b"\n".join([HEADER, shifted, GOOD, b'"13"' + GOOD[2:]]))
+    cleaned = assert_engines_agree(path)
+    assert [(line, refusal.rule) for line, refusal in cleaned.refused] == [(2, "field-count")]
+    assert len(cleaned.codes) == 2
 
 
 @needs_fulton

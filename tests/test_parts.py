@@ -1,0 +1,212 @@
+"""The small parts: optimizers, metrics, models, features, launcher; and who imports whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpsgd import metrics, models, optimizers
+from dpsgd.data import encode
+from helpers import ROOT
+from launch import world
+
+
+def test_every_optimizer_equals_its_reference() -> None:
+    torch = pytest.importorskip("torch", reason="the reference needs the extra torch")
+    made = {
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+        "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+        "adam": lambda p: torch.optim.Adam(p, lr=0.05),
+    }
+    assert set(made) == set(optimizers.OPTIMIZERS)
+    generator = np.random.default_rng(0)
+    for name, reference in made.items():
+        ours = generator.normal(size=50).astype(np.float32)
+        theirs = torch.tensor(ours.copy())
+        mine, other = optimizers.build(name, 50, 0.05), reference([theirs])
+        for _ in range(30):
+            gradient = generator.normal(size=50).astype(np.float32)
+            mine.step(ours, gradient)
+            theirs.grad = torch.tensor(gradient)
+            other.step()
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-5, atol=2e-6)
+
+
+def test_the_average_is_exponential_and_without_decay_the_last() -> None:
+    first, second = np.float32([1, 2]), np.float32([3, 7])
+    average = optimizers.Average(first, 0.75)
+    average.update(second)
+    np.testing.assert_allclose(average.params, 0.75 * first + 0.25 * second)
+    last = optimizers.Average(first, 0.0)
+    last.update(second)
+    assert np.array_equal(last.params, second)
+
+
+def test_metrics_equal_scikit_learns() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics", reason="the reference is scikit-learn")
+    generator = np.random.default_rng(3)
+    logits = np.round(generator.normal(size=500), 1).astype(np.float32)  # with many ties
+    labels = (generator.random(500) < 0.3).astype(np.float32)
+    found = metrics.evaluate(logits, labels)
+    probability = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    assert found["auc"] == pytest.approx(sklearn.roc_auc_score(labels, logits))
+    assert found["log_loss"] == pytest.approx(sklearn.log_loss(labels, probability))
+    assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, logits > 0))
+    assert found["balanced_accuracy"] == pytest.approx(
+        sklearn.balanced_accuracy_score(labels, logits > 0)
+    )
+    assert found["majority_accuracy"] == pytest.approx(max(labels.mean(), 1 - labels.mean()))
+
+
+def test_metrics_that_are_not_defined_are_none() -> None:
+    one_class = metrics.evaluate(np.float32([1, -1]), np.float32([1, 1]))
+    assert (one_class["auc"], one_class["balanced_accuracy"], one_class["accuracy"]) == (
+        None, None, 0.5,
+    )  # fmt: skip
+    assert set(metrics.evaluate(np.float32([]), np.float32([])).values()) == {None}
+
+
+def test_layers_cover_the_parameters_without_overlap() -> None:
+    model = models.build("mlp", 7, (5, 3))
+    covered = np.zeros(model.num_params, int)
+    for layer in model.layers:
+        covered[layer.weight] += 1
+        covered[layer.bias] += 1
+    assert (covered == 1).all()
+    assert model.num_params == 7 * 5 + 5 + 5 * 3 + 3 + 3 + 1
+
+
+def test_the_recipes_model_has_its_size_and_its_start() -> None:
+    model = models.build("mlp", 124, (64,))
+    assert model.num_params == 124 * 64 + 64 + 64 + 1
+    params = model.initial(5)
+    first, last = model.layers
+    assert params[first.weight].std() == pytest.approx(124**-0.5, rel=0.05)
+    assert params[last.weight].std() == pytest.approx(0.5, rel=0.35)
+    assert not params[first.bias].any() and not params[last.bias].any()
+    assert np.array_equal(params, model.initial(5))
+    assert not np.array_equal(params, model.initial(6))
+
+
+def test_features_are_bins_crosses_and_numbers_at_the_public_norm() -> None:
+    encoding: dict[str, Any] = {
+        "row_norm": 2.0,
+        "features": [
+            {"kind": "one-hot", "of": [{"column": "age", "lower_edges": [15, 20, 25]}]},
+            {"kind": "number", "column": "sex", "divide_by": 1},
+            {"kind": "number", "column": "age", "divide_by": 100},
+            {
+                "kind": "one-hot",
+                "of": [
+                    {"column": "age", "lower_edges": [18, 25]},
+                    {"column": "sex", "lower_edges": [0, 1]},
+                ],
+            },
+        ],
+    }
+    codes = {"age": np.uint8([15, 19, 20, 99]), "sex": np.uint8([0, 1, 1, 1])}
+    expected = np.array(
+        [
+            [1, 0, 0, 0, 0.15, 1, 0, 0, 0],
+            [1, 0, 0, 1, 0.19, 0, 1, 0, 0],
+            [0, 1, 0, 1, 0.20, 0, 1, 0, 0],
+            [0, 0, 1, 1, 0.99, 0, 0, 0, 1],
+        ]
+    )
+    expected *= 2.0 / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(encode(codes, encoding), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("environment", "world_size", "fits"),
+    [
+        ({}, 1, True),
+        ({"PMI_SIZE": "4"}, 4, True),
+        ({"PMI_SIZE": "4"}, 1, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, 1, False),
+        ({"WORLD_SIZE": "2"}, 1, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, 1, False),
+        ({"SLURM_STEP_NUM_TASKS": "2", "OMPI_COMM_WORLD_SIZE": "4"}, 4, True),
+    ],
+)
+def test_a_world_that_the_launcher_did_not_mean_is_noticed(
+    environment: dict[str, str], world_size: int, fits: bool
+) -> None:
+    assert (world.world_mismatch(world_size, environment) is None) == fits
+
+
+def test_cores_are_shared_and_the_users_choice_is_kept() -> None:
+    environment = {"MPI_LOCALNRANKS": "10000", "MKL_NUM_THREADS": "3"}
+    assert world.share_cores(environment) == 1
+    assert environment["OPENBLAS_NUM_THREADS"] == "1"
+    assert environment["MKL_NUM_THREADS"] == "3"
+
+
+STANDARD_AND_ANYWHERE = {"numpy"}
+ALLOWED = {
+    "collectives": {"collectives", "launch.world", "mpi4py"},
+    "dpsgd": {
+        "dpsgd", "collectives", "launch.world", "preprocess.shards", "preprocess.errors",
+        "mpi4py", "torch", "cryptography", "dp_accounting", "absl", "scipy", "safetensors", "rich",
+        "sklearn",
+    },
+    "launch": {"launch", "dpsgd.config"},
+    "preprocess": {"preprocess", "polars", "pyspark"},
+}  # fmt: skip
+ONLY_IN = {
+    "torch": {"dpsgd"},
+    "cryptography": {"dpsgd/streams.py"},
+    "dp_accounting": {"dpsgd/accounting.py"},
+    "scipy": {"dpsgd/accounting.py"},
+    "sklearn": {"dpsgd/accuracy.py"},
+    "rich": {"dpsgd/show.py"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    return any(name == one or name.startswith(one + ".") for one in allowed)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_import_only_what_the_design_allows(package: str) -> None:
+    import sys
+
+    for path in sorted((ROOT / package).rglob("*.py")):
+        where = path.relative_to(ROOT).as_posix()
+        for name in imports_of(path):
+            top = name.split(".")[0]
+            if top in sys.stdlib_module_names or top in STANDARD_AND_ANYWHERE:
+                continue
+            assert within(name, ALLOWED[package]), f"{where} imports {name}"
+            if top in ONLY_IN:
+                assert where.startswith(tuple(ONLY_IN[top])), f"{where} imports {name}"
+
+
+def test_mpi_itself_is_imported_in_the_transport_only() -> None:
+    for path in sorted(ROOT.glob("*/**/*.py")):
+        if path.parts[len(ROOT.parts)] not in ALLOWED or path.name == "mpi.py":
+            continue
+        tree = ast.parse(path.read_text())
+        guarded = {
+            id(node)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+            for node in ast.walk(block)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "mpi4py":
+                assert id(node) in guarded, f"{path} imports mpi4py, which starts MPI"

@@ -1,0 +1,309 @@
+"""The main job over real ranks: what it leaves behind, what it promises, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import collectives
+from helpers import Launch
+
+pytestmark = pytest.mark.mpi
+HERE = Path(__file__).parent
+RUN = ("-m", "dpsgd.run")
+
+
+def strict_json(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{path.name} holds {constant}, which is not JSON")
+
+    loaded: dict[str, Any] = json.loads(path.read_text(), parse_constant=refuse)
+    return loaded
+
+
+def run_json(done: subprocess.CompletedProcess[str], folder: Path) -> dict[str, Any]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return strict_json(folder / "run.json")
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line of ours on stderr; the launcher's own text may follow."""
+    ours = [line for line in done.stderr.splitlines() if line.startswith("dpsgd.run: error:")]
+    assert len(ours) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return ours[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+def test_the_verbatim_command_trains_on_the_demos_data(
+    mpirun: Launch, tmp_path: Path, dataset: Path, world_size: int
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/demo").symlink_to(dataset)
+    ledger = tmp_path / "ledger.jsonl"  # the data set is shared between tests
+    done = mpirun(world_size, *RUN, DPSGD_LEDGER=str(ledger))
+    assert done.stderr == "", "only our own lines may be on stderr, and none in a good run"
+    (folder,) = (tmp_path / "runs").iterdir()
+    run = run_json(done, folder)
+    assert run["world_size"] == world_size
+    assert (run["allreduce"], run["steps"]) == ("ring", 600)
+    assert run["privacy"]["private"] is True
+    assert 2.99 < run["privacy"]["epsilon"] <= 3
+    assert run["metrics"]["accuracy"] > run["metrics"]["majority_accuracy"] + 0.03
+    assert set(run["phases"]) == {"sample", "compute", "noise", "communicate", "update"}
+    expected = run["privacy"]["sample_rate"] * run["privacy"]["num_examples"]
+    assert run["examples_per_second"] == pytest.approx(expected * 600 / run["seconds"])
+    reserved = [json.loads(line).get("events", 0) for line in ledger.read_text().splitlines()]
+    assert sum(reserved) == 600
+
+
+def test_a_run_folder_is_complete_and_its_owners_only(
+    mpirun: Launch, tmp_path: Path, dataset: Path
+) -> None:
+    out = tmp_path / "deep/er/run"
+    done = mpirun(2, *RUN, "--data", dataset, "--out", out, "--ledger", tmp_path / "l", "--steps",
+                  "30", "--noise-multiplier", "2")  # fmt: skip
+    run = run_json(done, out)
+    names = {"config.json", "environment.json", "metrics.jsonl", "model.safetensors",
+             "privacy.json", "privacy.md", "run.json", "schema.json"}  # fmt: skip
+    assert {file.name for file in out.iterdir()} == names
+    for file in out.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(out.stat().st_mode) == 0o700
+    assert strict_json(out / "privacy.json") == run["privacy"]
+    assert strict_json(out / "config.json") == run["config"]
+    shown = math.ceil(run["privacy"]["epsilon"] * 1000) / 1000
+    assert f"({shown:.4g}, 1e-05)-differentially private" in (out / "privacy.md").read_text()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    allowed = {"step", "seconds", "examples_per_second", "epsilon"}
+    assert all(set(line) == allowed for line in lines[:-1]), "progress shows public facts only"
+    again = mpirun(2, *RUN, "--data", dataset, "--out", out)
+    assert again.returncode == 2
+    assert f"out folder {out} is not empty" in one_line(again)
+
+
+def test_the_model_file_is_what_was_hashed_and_scored(
+    mpirun: Launch, tmp_path: Path, dataset: Path
+) -> None:
+    import hashlib
+
+    import numpy as np
+    from safetensors import safe_open
+
+    from dpsgd import metrics, models
+    from dpsgd.data import encode
+    from preprocess import shards
+
+    out = tmp_path / "run"
+    run = run_json(
+        mpirun(3, *RUN, "--data", dataset, "--out", out, "--ledger", tmp_path / "l"), out
+    )
+    with safe_open(out / "model.safetensors", "numpy") as file:
+        tensors = [
+            file.get_tensor(f"layers.{n}.{kind}") for n in (0, 1) for kind in ("weight", "bias")
+        ]
+        schema = json.loads(file.metadata()["schema"])
+    params = np.concatenate([tensor.ravel() for tensor in tensors])
+    assert hashlib.sha256(params.astype("<f4").tobytes()).hexdigest() == run["model_sha256"]
+    manifest = shards.read_manifest(dataset)
+    codes = shards.read_rows(dataset, manifest, "test", 0, shards.num_rows(manifest, "test"))
+    model = models.build("mlp", 124, (64,))
+    logits = models.logits(model, params, encode(codes, schema["encoding"]))
+    found = metrics.evaluate(logits, codes["employed"].astype(np.float32))
+    assert found == pytest.approx(run["metrics"], abs=1e-4)  # rounding differs with the batch
+
+
+def test_every_all_reduce_gives_the_same_model(
+    mpirun: Launch, tmp_path: Path, dataset: Path
+) -> None:
+    models = set()
+    for name in collectives.NAMES:
+        out = tmp_path / name
+        done = mpirun(3, *RUN, "--data", dataset, "--out", out, "--ledger", tmp_path / "l",
+                      "--insecure-seed", "5", "--steps", "40", "--allreduce", name)  # fmt: skip
+        run = run_json(done, out)
+        models.add(run["model_sha256"])
+        assert run["privacy"]["private"] is False
+        assert run["privacy"]["epsilon"] is None
+        assert "NOT PRIVATE" in done.stdout
+        assert "NOT PRIVATE" in (out / "privacy.md").read_text()
+    assert len(models) == 1
+
+
+def test_without_a_seed_two_runs_differ(mpirun: Launch, tmp_path: Path, dataset: Path) -> None:
+    hashes = set()
+    for name in ("a", "b"):
+        done = mpirun(2, *RUN, "--data", dataset, "--out", tmp_path / name, "--ledger",
+                      tmp_path / "l", "--steps", "3")  # fmt: skip
+        hashes.add(run_json(done, tmp_path / name)["model_sha256"])
+    assert len(hashes) == 2
+
+
+def test_plain_training_says_everywhere_that_it_is_not_private(
+    mpirun: Launch, tmp_path: Path, dataset: Path
+) -> None:
+    out = tmp_path / "plain"
+    done = mpirun(2, *RUN, "--data", dataset, "--out", out, "--ledger", tmp_path / "l",
+                  "--no-privacy", "--steps", "200", "--json")  # fmt: skip
+    run = run_json(done, out)
+    assert json.loads(done.stdout)["model_sha256"] == run["model_sha256"]
+    assert done.stderr.count("NOT PRIVATE") >= 12, "every progress line says so"
+    assert run["privacy"]["epsilon"] is None
+    assert run["privacy"]["epsilon_all_runs"] == "inf"
+    assert "carries no privacy guarantee" in (out / "privacy.md").read_text()
+
+
+def test_the_loop_engine_trains_the_same_model_up_to_rounding(
+    mpirun: Launch, tmp_path: Path, dataset: Path
+) -> None:
+    pytest.importorskip("torch", reason="the reference engine needs the extra torch")
+    losses = []
+    for engine in ("fused", "loop"):
+        out = tmp_path / engine
+        done = mpirun(2, *RUN, "--data", dataset, "--out", out, "--ledger", tmp_path / "l",
+                      "--insecure-seed", "5", "--steps", "8", "--batch-size", "100",
+                      "--averaging", "0", "--engine", engine)  # fmt: skip
+        losses.append(run_json(done, out)["metrics"]["log_loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=5e-3)
+
+
+def test_ranks_without_rows_take_part(mpirun: Launch, python: Launch, tmp_path: Path) -> None:
+    python("-m", "preprocess.synthetic", "--rows", "4", "--seed", "1", "--output", "few.csv")
+    made = python("-m", "preprocess", "--input", "few.csv", "--output", "few")
+    assert made.returncode == 0, made.stderr
+    done = mpirun(5, *RUN, "--data", "few", "--out", "run", "--steps", "5")
+    run = run_json(done, tmp_path / "run")
+    assert run["privacy"]["num_examples"] < 5
+
+
+def test_the_library_call_is_all_that_the_command_line_does(
+    python: Launch, tmp_path: Path, dataset: Path
+) -> None:
+    script = (
+        "import dpsgd\n"
+        "from collectives.transports.mpi import world\n"
+        f"dataset = dpsgd.load_dataset({str(dataset)!r}, world())\n"
+        "config = dpsgd.Config(ledger='l', insecure_seed=4, steps=20)\n"
+        "print(dpsgd.train(config, dataset, world()).model_sha256)\n"
+    )
+    called = python("-c", script)
+    typed = python(*RUN, "--data", dataset, "--ledger", "l", "--out", "run", "--insecure-seed", "4",
+                   "--steps", "20")  # fmt: skip
+    assert called.stdout.strip() == run_json(typed, tmp_path / "run")["model_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--data", "nowhere"], 5, "data set nowhere does not exist"),
+        (["--epsilon", "1e-9"], 3, "epsilon 1e-09 cannot be reached"),
+        (["--epsilon", "1e9"], 3, "epsilon 1e+09 cannot be reached"),
+        (["--epsilon", "nan"], 2, "epsilon must be finite"),
+        (["--noise-multiplier", "0.001"], 3, "noise_multiplier 0.001 gives no epsilon"),
+        (["--noise-multiplier", "1", "--epsilon", "1"], 2, "exclude each other"),
+        (["--batch-size", "9999999"], 2, "batch_size must be at most the"),
+        (["--model", "batchnorm"], 2, "batch normalisation mixes"),
+        (["--allreduce", "rng"], 2, "did you mean ring"),
+        (["--engine", "fussed"], 2, "did you mean fused"),
+        (["--ledger", "no/where"], 2, "give a writable file with --ledger or DPSGD_LEDGER"),
+        (["--config", "no.toml"], 2, "config file no.toml cannot be read"),
+    ],
+)
+def test_bad_input_ends_all_ranks_with_one_line_and_the_right_code(
+    mpirun: Launch, tmp_path: Path, dataset: Path, arguments: list[str], code: int, complaint: str
+) -> None:
+    done = mpirun(3, *RUN, "--data", dataset, *arguments)
+    assert done.returncode == code, done.stderr
+    assert complaint in one_line(done)
+    assert "step" not in done.stdout
+    assert not list(tmp_path.glob("runs/*")), "a refused run leaves no folder"
+
+
+def test_without_the_demos_data_the_command_that_makes_it_is_named(mpirun: Launch) -> None:
+    done = mpirun(2, *RUN)
+    assert done.returncode == 5
+    assert "make demo" in one_line(done)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "complaint"),
+    [
+        ("manifest.json", lambda text: text.replace('"record"', '"household"'), "unit of privacy"),
+        ("manifest.json", lambda text: text[: len(text) // 2], "manifest.json"),
+        ("schema.json", lambda text: "", "schema.json"),
+    ],
+)
+def test_a_data_set_that_cannot_be_trusted_is_refused(
+    mpirun: Launch, tmp_path: Path, dataset: Path, file: str, change: Any, complaint: str
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    (copy / file).write_text(change((copy / file).read_text()))
+    done = mpirun(2, *RUN, "--data", copy)
+    assert done.returncode == 5
+    assert complaint in one_line(done)
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_a_world_that_the_launcher_did_not_mean_is_refused(
+    python: Launch, dataset: Path, variable: str
+) -> None:
+    done = python(*RUN, "--data", dataset, **{variable: "4"})
+    assert done.returncode == 4
+    assert re.search(rf"started 4 ranks \({variable}\) but MPI has a world of 1", one_line(done))
+
+
+def test_torchrun_is_refused_and_mpirun_named(python: Launch, dataset: Path) -> None:
+    done = python(*RUN, "--data", dataset, TORCHELASTIC_RUN_ID="x", RANK="0")
+    assert done.returncode == 4
+    assert "mpirun" in one_line(done)
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "shown"),
+    [
+        ("exception", "2", "ZeroDivisionError: on purpose"),
+        ("exception", "all", "ZeroDivisionError: on purpose"),
+        ("exit", "1", "SystemExit: 0"),
+    ],
+)
+def test_an_exception_on_a_rank_ends_the_job_with_one_traceback(
+    mpirun: Launch, tmp_path: Path, dataset: Path, how: str, rank: str, shown: str
+) -> None:
+    ledger = tmp_path / "l"
+    done = mpirun(4, HERE / "ranks_crash.py", how, rank, "--data", dataset, "--ledger", ledger)
+    assert done.returncode == 70
+    assert done.stderr.count("Traceback") == 1, done.stderr
+    assert f"rank {0 if rank == 'all' else rank} crashed" in done.stderr
+    assert shown in done.stderr
+    entries = [json.loads(line)["entry"] for line in ledger.read_text().splitlines()]
+    assert entries == ["run", "reserve"], "what was reserved stays spent after a crash"
+
+
+def test_help_and_version_come_once(mpirun: Launch) -> None:
+    shown = mpirun(3, *RUN, "--help")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("usage: ")
+    assert shown.stdout.count("usage: ") == 1
+    assert mpirun(3, *RUN, "--version").stdout.count("dpsgd ") == 1
+
+
+def test_the_real_file_reaches_a_useful_model(
+    mpirun: Launch, python: Launch, tmp_path: Path, fulton: Path
+) -> None:
+    """One split only, so the bound is loose; `make accuracy` gives means over splits."""
+    made = python("-m", "preprocess", "--input", fulton, "--output", "fulton")
+    assert made.returncode == 0, made.stderr
+    run = run_json(mpirun(4, *RUN, "--data", "fulton", "--out", "run"), tmp_path / "run")
+    assert run["privacy"]["epsilon"] <= 3
+    assert run["metrics"]["accuracy"] > 0.735
+    assert run["metrics"]["auc"] > 0.805

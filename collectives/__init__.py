@@ -3,6 +3,7 @@
     schedule      the language: exchanges, rounds, parts of a buffer
     algorithms/   alltoall, ring, tree: one file each, pure functions of (rank, world_size)
     verify        runs all ranks of a schedule in one process and checks every promise
+    all_reduce    what every all-reduce can do, ours or another's
     plan          a schedule bound to a buffer and a transport
     transports/   who moves the bytes
     vendor        MPI's own all-reduce behind the same interface
@@ -17,13 +18,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from collectives.algorithms import ALGORITHMS
+from collectives.all_reduce import AllReduce
 from collectives.vendor import VENDORS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
     from numpy.typing import DTypeLike
 
-    from collectives.plan import AllReduce
 
 NAMES: tuple[str, ...] = (*ALGORITHMS, *VENDORS)
 """Every all-reduce by name: our schedules, then the vendors'."""

@@ -17,6 +17,8 @@ T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 
 POLL_SECONDS = 0.002
+LISTEN_SECONDS = 1.0
+FAILED_TAG = 32_000  # MPI guarantees tags up to 32,767
 
 
 def wait_for_all(comm: MPI.Intracomm) -> None:
@@ -59,3 +61,19 @@ def on_root(comm: MPI.Intracomm, errors: type[E], work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return cast(T, result)
+
+
+def speaks_for_the_failed(comm: MPI.Intracomm) -> bool:
+    """For a rank that is about to end the job: whether it is the lowest of those that fail now.
+
+    It tells all higher ranks that it failed, then listens for a while for lower ones. Nothing here
+    blocks, whatever state the other ranks are in.
+    """
+    for higher in range(comm.rank + 1, comm.size):
+        comm.isend(None, higher, FAILED_TAG)
+    deadline = time.monotonic() + LISTEN_SECONDS
+    while comm.rank > 0 and time.monotonic() < deadline:
+        if comm.iprobe(tag=FAILED_TAG):
+            return False
+        time.sleep(POLL_SECONDS)
+    return True

@@ -10,37 +10,14 @@ the largest round. Parts without elements are never sent.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from collectives.all_reduce import AllReduce
 from collectives.schedule import ADD, Algorithm, Exchange, Parts, Round, part_bounds
 from collectives.transports.base import Batch, Message, Transport
-
-
-class AllReduce(Protocol):
-    """What `collectives.make_plan` returns, whoever does the work."""
-
-    name: str
-    transport: str
-    buffer: NDArray[Any]
-
-    def run(self) -> None:
-        """Replace the buffer by the sum over all ranks. Every rank must call it."""
-
-    def close(self) -> None:
-        """Give the resources back."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 class _Step:
@@ -51,7 +28,7 @@ class _Step:
         self.sums = sums
 
 
-class Plan:
+class Plan(AllReduce):
     """An algorithm, ready to run.
 
     Guarantees:
@@ -89,18 +66,6 @@ class Plan:
             step.batch.free()
         self._steps = []
         self._transport.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:  # after an error peers may never answer, and freeing may wait for them
-            self.close()
 
     def _elements(self, parts: Parts) -> slice:
         return slice(self._bounds[parts[0]], self._bounds[parts[1]])

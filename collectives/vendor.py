@@ -6,15 +6,16 @@ nor identical bits on all ranks.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
+
+from collectives.all_reduce import AllReduce
 
 if TYPE_CHECKING:
     from mpi4py import MPI
     from numpy.typing import DTypeLike, NDArray
 
 
-class VendorMpi:
+class VendorMpi(AllReduce):
     """MPI's own all-reduce, in place."""
 
     name = "mpi"
@@ -36,18 +37,6 @@ class VendorMpi:
     def close(self) -> None:
         """Free the communicator; the buffer stays readable."""
         self._comm.Free()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            self.close()
 
 
 VENDORS = {"mpi": VendorMpi}

@@ -32,8 +32,6 @@ from dpsgd.streams import IMPRECISION_PER_GAUSSIAN
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-    from dpsgd.planning import Run
-
 COARSEST_INTERVAL = 1.6e-3
 FINEST_INTERVAL = 1e-6
 MAX_PLD_POINTS = 2**22
@@ -248,17 +246,17 @@ class LiveEpsilon:
     """Epsilon after the first n steps of a run, by RDP on few orders: a few milliseconds a call.
 
     Never above the epsilon of the whole run, which bounds that of every beginning of it. None for a
-    run that is not private.
+    run whose epsilon is not finite.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        spent = run.imprecision_per_step * run.steps
-        self._delta = delta_left(run.delta, run.epsilon, spent)
+    def __init__(self, steps: Steps, epsilon: float, delta: float, imprecision: float) -> None:
+        self._steps = steps
+        self._epsilon = epsilon
+        self._delta = delta_left(delta, epsilon, imprecision)
 
     def __call__(self, count: int) -> float | None:
         """An upper bound after `count` steps."""
-        if not self._run.private or self._delta is None:
+        if self._delta is None:
             return None
-        steps = replace(self._run.accounted, count=count)
-        return min(self._run.epsilon, _rdp_epsilon([steps], self._delta, LIVE_ORDERS))
+        found = _rdp_epsilon([replace(self._steps, count=count)], self._delta, LIVE_ORDERS)
+        return min(self._epsilon, found)

@@ -27,7 +27,7 @@ class Run:
     steps: int
     expected_batch_size: float
     noise_multiplier: float
-    epsilon: float
+    epsilon: float  # planned; infinite for a run that is not private
     delta: float
     imprecision_per_step: float
     rho: float
@@ -44,6 +44,11 @@ class Run:
             noise_multiplier=self.noise_multiplier,
             count=self.steps,
         )
+
+    @property
+    def imprecision(self) -> float:
+        """Distance of all the noise of the run from true Gaussians, in total variation."""
+        return self.imprecision_per_step * self.steps
 
 
 def plan_run(
@@ -82,7 +87,7 @@ def plan_run(
         steps=steps,
         expected_batch_size=expected_batch_size,
         noise_multiplier=sigma,
-        epsilon=epsilon,
+        epsilon=epsilon if config.private else math.inf,
         delta=config.delta,
         imprecision_per_step=per_step,
         rho=rho,

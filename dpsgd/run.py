@@ -189,11 +189,16 @@ def _report(error: UserError) -> int:
 
 
 def _crash(comm: MPI.Intracomm) -> NoReturn:
-    """Show where this rank failed and end the job. The lowest failing rank comes first."""
+    """Show where the job failed, once, and end it."""
+    from collectives.guard import speaks_for_the_failed
+
     text = traceback.format_exc()
-    time.sleep(min(comm.rank * 0.1, 2.0))  # if all ranks fail alike, rank 0 ends the job for them
-    sys.stdout.flush()
-    print(f"dpsgd.run: rank {comm.rank} crashed\n{text}", file=sys.stderr, end="", flush=True)
+    if not speaks_for_the_failed(comm):
+        time.sleep(10)  # the rank that speaks ends this one
+    else:
+        sys.stdout.flush()
+        print(f"dpsgd.run: rank {comm.rank} crashed\n{text}", file=sys.stderr, end="", flush=True)
+        time.sleep(0.3)  # Open MPI drops what it has not forwarded when the job is aborted
     comm.Abort(CRASHED)
     os._exit(CRASHED)  # MPICH's Abort can return before the launcher has ended this process
 

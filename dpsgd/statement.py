@@ -18,10 +18,9 @@ def report(config: Config, run: Run) -> dict[str, Any]:
     """The privacy of a finished run, as JSON types; infinity is the string "inf"."""
     epsilon = rank_or_link = None
     if run.private:
-        total = run.imprecision_per_step * run.steps
-        found = accounting.epsilon([run.accounted], run.delta, total, run.epsilon)
+        found = accounting.epsilon([run.accounted], run.delta, run.imprecision, run.epsilon)
         epsilon = min(found, run.epsilon)  # both are upper bounds
-        rank_or_link = accounting.epsilon([_single_share(run)], run.delta, total)
+        rank_or_link = accounting.epsilon([_single_share(run)], run.delta, run.imprecision)
     return {
         "private": run.private,
         "reason": _reason(config),
@@ -42,7 +41,7 @@ def report(config: Config, run: Run) -> dict[str, Any]:
         "rho": run.rho,
         "sensitivity": run.grid.sensitivity,
         "noise_std": run.grid.noise_std * math.sqrt(run.world_size),
-        "imprecision": run.imprecision_per_step * run.steps,
+        "imprecision": run.imprecision,
         "epsilon_rank_or_link": _number(rank_or_link),
         "epsilon_all_runs": _number(_all_runs(run)),
         "accountant": f"dp-accounting {version('dp-accounting')}, the smaller of PLD and RDP",

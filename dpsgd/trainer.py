@@ -117,7 +117,7 @@ def train(
         config.allreduce, comm, model.num_params, run.grid.wire
     ) as all_reduce:
         step = _Step(config, dataset, run, engine, all_reduce, comm.rank)
-        live = LiveEpsilon(run)
+        spent = LiveEpsilon(run.accounted, run.epsilon, run.delta, run.imprecision)
         comm.Barrier()
         start = time.perf_counter()
         for count in range(1, run.steps + 1):
@@ -126,7 +126,7 @@ def train(
             if progress is not None and comm.rank == 0:
                 seconds = time.perf_counter() - start
                 progress(
-                    Progress(run=run, step=count, seconds=seconds, epsilon=partial(live, count))
+                    Progress(run=run, step=count, seconds=seconds, epsilon=partial(spent, count))
                 )
         seconds = time.perf_counter() - start
     ledger.close()

@@ -121,13 +121,14 @@ def run(**changes: Any) -> Any:
 
 
 def test_the_live_epsilon_grows_and_never_passes_that_of_the_run() -> None:
-    live = LiveEpsilon(run(steps=600, epsilon=epsilon([steps(0.1, 3.5, 600)], 1e-5)))
+    whole = epsilon([steps(0.1, 3.5, 600)], 1e-5)
+    live = LiveEpsilon(steps(0.1, 3.5, 600), whole, 1e-5, 1e-12)
     values = [live(count) for count in (1, 50, 300, 599, 600)]
-    assert values == sorted(values)
+    assert values == sorted(values)  # type: ignore[type-var]
     for count, value in ((1, values[0]), (300, values[2])):
-        assert value >= epsilon([steps(0.1, 3.5, count)], 1e-5)
-    assert values[-1] == live._run.epsilon
-    assert LiveEpsilon(run(private=False))(5) is None
+        assert value is not None and value >= epsilon([steps(0.1, 3.5, count)], 1e-5)
+    assert values[-1] == whole
+    assert LiveEpsilon(steps(0.1, 0.0, 600), math.inf, 1e-5, 0.0)(5) is None
 
 
 class Alone:

@@ -68,7 +68,8 @@ demo: .venv/.core
 		[ ! -f "$$raw" ]; then \
 		$(PY) -m preprocess --input "$$raw" --output "$$dataset"; \
 	fi; \
-	progress=lines; if [ -t 1 ]; then progress=bar; fi; \
+	progress=lines; \
+	if [ -t 1 ]; then progress=bar; COLUMNS=$$(tput cols 2>/dev/null || echo 100); export COLUMNS; fi; \
 	echo "mpirun -np $(NP) python -m dpsgd.run --data $$dataset"; \
 	.venv/bin/mpirun -np $(NP) $(PY) -m dpsgd.run --data "$$dataset" --progress $$progress
 

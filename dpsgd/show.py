@@ -1,7 +1,7 @@
 """What rank 0 shows to people. Public facts only while training runs.
 
-Under mpirun the output of a rank is never a terminal, so the bar is drawn on request
-(`--progress bar`) or where Python itself sees a terminal.
+Under mpirun a rank cannot know whether people watch: MPICH gives it a pipe, Open MPI always a
+terminal. So a bar is drawn there on request only (`--progress bar`), and plain lines otherwise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from dpsgd.statement import NOT_PRIVATE, paragraph
+from launch.world import under_launcher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,13 +32,12 @@ class Show:
 
     def __init__(self, style: str, stream: TextIO) -> None:
         if style == "auto":
-            style = "bar" if stream.isatty() else "lines"
+            style = "bar" if stream.isatty() and not under_launcher() else "lines"
         self._style = style
-        width = None if stream.isatty() else shutil.get_terminal_size((100, 24)).columns
         self.console = Console(
             file=stream,
             force_terminal=True if style == "bar" else None,
-            width=width,
+            width=shutil.get_terminal_size((100, 24)).columns,
             highlight=False,
             markup=False,
             soft_wrap=False,
@@ -89,6 +89,8 @@ class Show:
                 TextColumn("{task.description}", markup=False),
                 console=self.console,
                 auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._bar.add_task(text, total=now.run.steps)
             self._bar.start()

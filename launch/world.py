@@ -27,6 +27,11 @@ def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     return _first_number(RANK_VARIABLES, environment) or 0
 
 
+def under_launcher(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether a launcher started this process."""
+    return _first_number(RANK_VARIABLES, environment) is not None
+
+
 def ranks_on_this_node(environment: Mapping[str, str] = os.environ) -> int:
     """How many ranks share this machine; the whole world where the launcher does not say."""
     local = _first_number(LOCAL_SIZE_VARIABLES, environment)

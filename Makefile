@@ -64,10 +64,7 @@ demo: .venv/.core
 		raw=data/demo.csv; dataset=data/demo; \
 		[ -f "$$raw" ] || $(PY) -m preprocess.synthetic --rows 25000 --seed 1 --output "$$raw"; \
 	fi; \
-	if [ ! -f "$$dataset/manifest.json" ] || [ "$$raw" -nt "$$dataset/manifest.json" ] || \
-		[ ! -f "$$raw" ]; then \
-		$(PY) -m preprocess --input "$$raw" --output "$$dataset"; \
-	fi; \
+	$(PY) -m preprocess --input "$$raw" --output "$$dataset"; \
 	progress=lines; \
 	if [ -t 1 ]; then progress=bar; COLUMNS=$$(tput cols 2>/dev/null || echo 100); export COLUMNS; fi; \
 	echo "mpirun -np $(NP) python -m dpsgd.run --data $$dataset"; \

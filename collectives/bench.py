@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import statistics
 import sys
 import time
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import collectives
-from launch.world import launched_rank
+from collectives.guard import crash
+from launch.world import launched_rank, world_mismatch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +45,16 @@ def num_bytes(text: str) -> int:
     if not number.isdecimal() or int(number) == 0:
         raise argparse.ArgumentTypeError(f"bytes must look like 4096, 64K or 1M, got {text!r}")
     return int(number) * factor
+
+
+def writable(text: str) -> str:
+    """A file that can be written, or - for standard output."""
+    file = Path(text)
+    if text != "-" and (
+        file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK)
+    ):
+        raise argparse.ArgumentTypeError(f"must be a writable file, got {text}")
+    return text
 
 
 def repeats(text: str) -> int:
@@ -74,7 +86,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("--dtype", choices=DTYPES, default="int32")
     made.add_argument("--repeats", type=repeats, default=11, help="timed repeats (default 11)")
-    made.add_argument("--json", metavar="FILE", nargs="?", const="-", help="rows as JSON")
+    made.add_argument(
+        "--json", metavar="FILE", nargs="?", const="-", type=writable, help="rows as JSON"
+    )
     return made
 
 
@@ -95,17 +109,18 @@ def measure(
     for plan in plans.values():
         plan.close()
     median = {name: statistics.median(times) for name, times in seconds.items()}
+    moved = length * np.dtype(dtype).itemsize
     share = 2 * (comm.size - 1) / comm.size
     return [
         {
             "algorithm": name,
             "transport": plans[name].transport,
             "world_size": comm.size,
-            "bytes": length * np.dtype(dtype).itemsize,
+            "bytes": moved,
             "dtype": dtype,
             "seconds_median": median[name],
-            "algbw_GBps": size / median[name] / 1e9,
-            "busbw_GBps": size / median[name] / 1e9 * share,
+            "algbw_GBps": moved / median[name] / 1e9,
+            "busbw_GBps": moved / median[name] / 1e9 * share,
             "ratio_to_native": median[NATIVE] / median[name],
             "wrong": wrong[name],
         }
@@ -172,9 +187,23 @@ def main() -> int:
                 options = parser().parse_args()
             except SystemExit:
                 return 0
-    from collectives.transports.mpi import library_version, world
+    from collectives.transports.mpi import world
 
     comm = world()
+    if mismatch := world_mismatch(comm.size):
+        if launched_rank() == 0:
+            print(f"collectives.bench: error: {mismatch}", file=sys.stderr)
+            return 4
+        return 0
+    try:
+        return _run(comm, options)
+    except BaseException:
+        crash(comm, "collectives.bench", 70)
+
+
+def _run(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
+    from collectives.transports.mpi import library_version
+
     chosen = list(collectives.NAMES) if "all" in options.allreduce else options.allreduce
     chosen = list(dict.fromkeys([*chosen, NATIVE]))
     people = sys.stderr if options.json == "-" else sys.stdout

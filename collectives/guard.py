@@ -6,9 +6,12 @@ waiting for: a calibration on rank 0 took 2.3 times as long beside three ranks i
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -61,6 +64,20 @@ def on_root(comm: MPI.Intracomm, errors: type[E], work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return cast(T, result)
+
+
+def crash(comm: MPI.Intracomm, program: str, code: int) -> NoReturn:
+    """End the job with the traceback of the exception at hand, shown once, and exit code `code`."""
+    text = traceback.format_exc()
+    if not speaks_for_the_failed(comm):
+        time.sleep(10)  # the rank that speaks ends this one
+    else:
+        sys.stdout.flush()
+        message = f"{program}: rank {comm.rank} crashed\n{text}"
+        print(message, file=sys.stderr, end="", flush=True)
+        time.sleep(0.3)  # Open MPI drops what it has not forwarded when the job is aborted
+    comm.Abort(code)
+    os._exit(code)  # MPICH's Abort can return before the launcher has ended this process
 
 
 def speaks_for_the_failed(comm: MPI.Intracomm) -> bool:

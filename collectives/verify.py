@@ -1,6 +1,8 @@
 """Prove a schedule right for one world size, without MPI: run all its ranks in one process.
 
-The buffer of each rank holds, for every part, how many times each rank's contribution is in it.
+The buffer of each rank holds, for every part, how many times each rank's contribution is in it, and
+in which order they were added: a hash of the expression tree, in which a + b equals b + a but
+(a + b) + c differs from a + (b + c). Equal trees on all ranks mean identical floating-point bits.
 Messages are delivered by rendezvous, the strictest MPI: a send completes only when its receive is
 posted, messages between two ranks keep their order, and a rank goes on when all exchanges of its
 round are complete. A schedule that survives this cannot deadlock under any buffering.
@@ -9,7 +11,7 @@ round are complete. A schedule that survives this cannot deadlock under any buff
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,7 @@ class _Rank:
     rank: int
     rounds: list[Round]
     counts: NDArray[np.int64]
+    trees: list[int]
     current: int = 0
     open_halves: int = 0
     messages: int = 0
@@ -47,16 +50,23 @@ class _Rank:
         return self.current == len(self.rounds)
 
 
-_Message = tuple[Exchange, NDArray[np.int64]]
+@dataclass(frozen=True)
+class _Message:
+    """An exchange with the counts and trees of its parts; `source` sent it."""
+
+    source: int
+    exchange: Exchange
+    counts: NDArray[np.int64]
+    trees: list[int]
 
 
 def verify(algorithm: Algorithm, world_size: int) -> Traffic:
     """Run `algorithm` on `world_size` simulated ranks and check every promise.
 
-    Raises ScheduleError unless every part ends with exactly one contribution of each rank on every
-    rank, every send meets a receive of the same size, no exchange reads or writes a part that
-    another of its round overwrites, and nothing waits for ever. Where the algorithm has halves,
-    the owned parts must be finished between them and cover the buffer exactly once.
+    Raises ScheduleError unless every part ends with exactly one contribution of each rank, added in
+    the same order, on every rank, every send meets a receive of the same size, no exchange reads or
+    writes a part that another of its round overwrites, and nothing waits for ever. Where the
+    algorithm has halves, the owned parts must be finished between them and cover the buffer once.
     """
     if algorithm.reduce_scatter and algorithm.owned:
         _verify_ownership(algorithm, world_size)
@@ -68,6 +78,11 @@ def verify(algorithm: Algorithm, world_size: int) -> Traffic:
             raise ScheduleError(
                 f"{algorithm.name}, {world_size} ranks: part {part} ends on rank {state.rank} with "
                 f"contributions {state.counts[part].tolist()}, expected one of each rank"
+            )
+        if state.trees != ranks[0].trees:
+            raise ScheduleError(
+                f"{algorithm.name}, {world_size} ranks: ranks 0 and {state.rank} add in different "
+                f"orders, so their floating-point bits can differ"
             )
     num_parts = algorithm.num_parts(world_size)
     return Traffic(
@@ -109,7 +124,7 @@ def _start(algorithm: Algorithm, world_size: int) -> list[_Rank]:
         rounds = list(algorithm.rounds(rank, world_size))
         for number, exchanges in enumerate(rounds):
             _check_round(exchanges, f"{algorithm.name}, rank {rank}, round {number}", num_parts)
-        ranks.append(_Rank(rank, rounds, counts))
+        ranks.append(_Rank(rank, rounds, counts, trees=[hash((rank,))] * num_parts))
     return ranks
 
 
@@ -148,17 +163,16 @@ def _deliver(ranks: list[_Rank], name: str) -> None:
         for pair in list(sends):
             outgoing, incoming = sends[pair], receives.get(pair, deque())
             while outgoing and incoming:
-                sender, (sent, payload) = outgoing.popleft()
+                sender, message = outgoing.popleft()
                 receiver, exchange = incoming.popleft()
-                _check_sizes(name, pair, sent, exchange)
-                arrived[receiver.rank].append((exchange, payload))
+                _check_sizes(name, pair, message.exchange, exchange)
+                arrived[receiver.rank].append(replace(message, exchange=exchange))
                 sender.open_halves -= 1
                 receiver.open_halves -= 1
                 moved = True
         for state in ranks:
             if not state.done and state.open_halves == 0:
-                for exchange, payload in arrived[state.rank]:
-                    _combine(state, exchange, payload)
+                _combine(state, arrived[state.rank])
                 arrived[state.rank].clear()
                 state.current += 1
                 _post(state, sends, receives)
@@ -180,9 +194,9 @@ def _post(
     for exchange in state.rounds[state.current]:
         if exchange.send_to is not None:
             first, last = exchange.send_parts
-            payload = state.counts[first:last].copy()
+            counts, trees = state.counts[first:last].copy(), state.trees[first:last]
             mail = sends.setdefault((state.rank, exchange.send_to), deque())
-            mail.append((state, (exchange, payload)))
+            mail.append((state, _Message(state.rank, exchange, counts, trees)))
             state.open_halves += 1
             state.messages += 1
             state.parts_sent += last - first
@@ -200,9 +214,20 @@ def _check_sizes(name: str, pair: tuple[int, int], sent: Exchange, received: Exc
         )
 
 
-def _combine(state: _Rank, exchange: Exchange, payload: NDArray[np.int64]) -> None:
-    target = state.counts[slice(*exchange.recv_parts)]
-    if exchange.combine is COPY:
-        target[:] = payload
-    else:
-        target += payload
+def _combine(state: _Rank, messages: list[_Message]) -> None:
+    """The end of a round: copies, then sums in the order of the ranks, the own value among them."""
+    added: dict[int, list[tuple[int, int]]] = {}  # part -> (rank, tree) of every summand
+    for message in messages:
+        first, last = message.exchange.recv_parts
+        if message.exchange.combine is COPY:
+            state.counts[first:last] = message.counts
+            state.trees[first:last] = message.trees
+            continue
+        state.counts[first:last] += message.counts
+        for part, tree in zip(range(first, last), message.trees, strict=True):
+            added.setdefault(part, [(state.rank, state.trees[part])]).append((message.source, tree))
+    for part, summands in added.items():
+        _, total = min(summands)
+        for _, tree in sorted(summands)[1:]:
+            total = hash((min(total, tree), max(total, tree)))
+        state.trees[part] = total

@@ -1,13 +1,16 @@
 """Differentially private training over MPI: every rank runs the same loop on its own data.
 
-    run           mpirun -np 4 python -m dpsgd.run: command line, exit codes, run folder
-    config        one frozen dataclass; file < environment < command line
-    trainer       the step and the loop
-    data          the part of a data set that this rank owns
-    sampling      Poisson sampling               streams     keyed cryptographic random streams
-    engines/      sums of clipped gradients      release     grid, noise, what goes on the wire
-    accounting    epsilon and calibration        ledger      what was spent, before it is spent
-    models        logistic, mlp                  optimizers  SGD, momentum, Adam, averaging
+    run           mpirun -np 4 python -m dpsgd.run: command line and exit codes
+    config        all options, validated            options     where their values come from
+    trainer       the step and the loop             data        the rows that this rank owns
+    planning      all public numbers of a run       statement   what may be claimed afterwards
+    accounting    from events to epsilon            calibration from epsilon to noise
+    ledger        what is spent, before it is used  streams     keyed cryptographic random streams
+    sampling      Poisson sampling                  release     grid, noise, what is on the wire
+    engines/      sums of clipped gradients         models      logistic, mlp
+    optimizers    SGD, momentum, Adam, averaging    metrics     exact test metrics
+    run_folder    what a run leaves behind          show        what people see
+    accuracy      python -m dpsgd.accuracy          phases      where the time goes
 
 From a program or a notebook:
 

@@ -1,4 +1,4 @@
-"""From what was released to epsilon, and from epsilon to the noise that reaches it.
+"""From what was released to epsilon.
 
 The mathematics is dp-accounting's. Neighbouring data sets: one unit is replaced by one with zero
 gradient, whose numbers are those of add-or-remove-one under Poisson sampling. Reported is the
@@ -21,12 +21,11 @@ an answer that is not a number above zero is a refusal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from dpsgd.errors import PrivacyError
 from dpsgd.streams import IMPRECISION_PER_GAUSSIAN
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ FINEST_INTERVAL = 1e-6
 MAX_PLD_POINTS = 2**22
 MAX_PLD_EPSILON = 50.0
 MAX_PLD_MECHANISMS = 8
-MAX_NOISE_MULTIPLIER = 1e5
 LIVE_ORDERS = (*range(2, 21), 24, 28, 32, 40, 48, 64, 96, 128, 256)
 
 
@@ -79,16 +77,16 @@ def epsilon(
         return 0.0
     if any(s.noise_multiplier == 0 for s in steps):
         return math.inf
-    guesses = [at_most] if at_most is not None else []
-    for guess in (*guesses, None):
-        if guess is None:
-            guess, _ = _bound(steps, delta / 2)
+    likely = None if at_most is None else delta_left(delta, at_most, imprecision)
+    guess = bound(steps, delta / 2)[0] if at_most is None or likely is None else at_most
+    for _ in range(4):
         left = delta_left(delta, guess, imprecision)
         if left is None:
-            continue
-        found, _ = _bound(steps, left)
+            break
+        found, _ = bound(steps, left)
         if found <= guess:
             return found
+        guess = found
     return math.inf
 
 
@@ -100,85 +98,14 @@ def delta_left(delta: float, epsilon: float, imprecision: float) -> float | None
     return left if left >= delta / 2 else None
 
 
-def calibrate(
-    target: float, sample_rate: float, count: int, delta: float, imprecision: float
-) -> float:
-    """The smallest noise multiplier (within about 0.1%) whose epsilon is at most `target`.
-
-    Raises PrivacyError if there is none.
-    """
-    left = delta_left(delta, target, imprecision)
-    if left is None:
-        raise PrivacyError(
-            f"epsilon {target:g} cannot be reached at delta {delta:g}: at this epsilon the noise "
-            f"generator cannot certify a delta that small; ask for a smaller epsilon or a larger "
-            f"delta"
-        )
-
-    def steps(sigma: float) -> list[Steps]:
-        return [Steps(sample_rate=sample_rate, noise_multiplier=sigma, count=count)]
-
-    high = 1.0
-    while _rdp_epsilon(steps(high), left) > target and high < MAX_NOISE_MULTIPLIER:
-        high *= 2
-    if (reached := _bound(steps(high), left)[0]) > target:
-        raise PrivacyError(
-            f"epsilon {target:g} cannot be reached at delta {delta:g} with sample_rate "
-            f"{sample_rate:g} and {count} steps: noise_multiplier {high:g} still gives epsilon "
-            f"{reached:.3g}; ask for a larger epsilon, fewer steps or a smaller sample_rate"
-        )
-    if _rdp_epsilon(steps(high), left) <= target:  # start where RDP, which is quick, is satisfied
-        high = _smallest(lambda sigma: _rdp_epsilon(steps(sigma), left), target, high)
-    _, interval = _bound(steps(high), left)
-
-    def coarse(sigma: float) -> float:
-        return _bound(steps(sigma), left, min(16 * interval, COARSEST_INTERVAL))[0]
-
-    def fine(sigma: float) -> float:
-        return _bound(steps(sigma), left, interval)[0]
-
-    # coarse and fine differ by a factor that changes slowly: search coarse, correct by fine
-    sigma = _smallest(coarse, target, high)
-    for _ in range(4):
-        aim = target * coarse(sigma) / fine(sigma) * (1 - 2e-4)
-        better = _smallest(coarse, aim, high)
-        if fine(better) > target:
-            return _smallest(fine, target, sigma)
-        sigma = better
-        if fine(sigma) >= 0.9995 * target:
-            break
-    return sigma
-
-
-def _smallest(reached: Callable[[float], float], target: float, high: float) -> float:
-    """The smallest sigma with reached(sigma) <= target, to 0.01%, from one that is large enough.
-
-    Brent's method in log sigma and log epsilon, between which epsilon is nearly a straight line.
-    """
-    from scipy.optimize import brentq  # comes with dp-accounting
-
-    def excess(log_sigma: float) -> float:
-        return math.log(min(reached(math.exp(log_sigma)), 1e9) / target)
-
-    upper = math.log(high)
-    while excess(lower := upper - 0.5) <= 0:
-        upper = lower
-        if upper < math.log(1e-3):
-            return math.exp(upper)
-    root = brentq(excess, lower, upper, xtol=5e-5)
-    while excess(root) > 0:
-        root += 5e-5
-    return math.exp(root)
-
-
-def _bound(
+def bound(
     steps: Sequence[Steps], delta: float, interval: float | None = None
 ) -> tuple[float, float]:
     """The smaller of RDP and PLD, and an interval at which PLD is within 0.1% of its limit.
 
     With `interval` PLD is computed at that interval, without one it is refined until it settles.
     """
-    rdp = _rdp_epsilon(steps, delta)
+    rdp = rdp_epsilon(steps, delta)
     error = sum(s.count for s in steps) * 2.0**-52
     widest = max(1 / (2 * s.noise_multiplier**2) + 8 / s.noise_multiplier for s in steps)
     start = max(interval or COARSEST_INTERVAL, widest / MAX_PLD_POINTS)
@@ -199,9 +126,10 @@ def _bound(
     return min(rdp, found), start
 
 
-def _rdp_epsilon(
+def rdp_epsilon(
     steps: Sequence[Steps], delta: float, orders: Sequence[float] | None = None
 ) -> float:
+    """Epsilon by Renyi differential privacy alone."""
     from dp_accounting import rdp
 
     _silence()
@@ -258,5 +186,5 @@ class LiveEpsilon:
         """An upper bound after `count` steps."""
         if self._delta is None:
             return None
-        found = _rdp_epsilon([replace(self._steps, count=count)], self._delta, LIVE_ORDERS)
+        found = rdp_epsilon([replace(self._steps, count=count)], self._delta, LIVE_ORDERS)
         return min(self._epsilon, found)

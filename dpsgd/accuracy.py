@@ -89,7 +89,8 @@ def _without_privacy(dataset: Path) -> list[dict[str, Any]]:
     from dpsgd.data import encode
     from preprocess import shards
 
-    manifest, schema = shards.read_manifest(dataset), shards.read_schema(dataset)
+    manifest = shards.read_manifest(dataset)
+    schema = shards.read_schema(dataset, manifest)
     codes, labels, features = {}, {}, {}
     for split in ("train", "test"):
         columns = shards.read_rows(dataset, manifest, split, 0, shards.num_rows(manifest, split))

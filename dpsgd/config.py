@@ -1,9 +1,6 @@
 """Everything that can be configured: one frozen dataclass, equal on all ranks.
 
-A value comes from the command line, else from the environment (`DPSGD_MAX_GRAD_NORM`), else from
-a TOML or JSON file, else it is the default. Of options that exclude each other (`epsilon`,
-`noise_multiplier`, `no_privacy`), the strongest of these places that names one of them wins; two
-in one place are an error.
+Where the values come from (command line, environment, file) is the subject of `options`.
 
 Nothing heavy is imported here: a mistake is reported before numpy, torch or MPI are loaded.
 """
@@ -11,10 +8,8 @@ Nothing heavy is imported here: a mistake is reported before numpy, torch or MPI
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -197,37 +192,6 @@ class Config:
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
 
-NAMES = tuple(f.name for f in fields(Config))
-
-
-def load(
-    file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any]
-) -> Config:
-    """Merge the three places. Raises ConfigError for unknown names and for unfit values."""
-    values: dict[str, Any] = {}
-    for layer in (_from_file(file) if file else {}, _from_environment(environment), command_line):
-        for group in EXCLUSIVE:
-            if any(layer.get(name) not in (None, False) for name in group):
-                for name in group:
-                    values.pop(name, None)
-        values |= {name: value for name, value in layer.items() if value is not None}
-    return Config(**values)
-
-
-def shown(value: Any) -> str:
-    """A value as it would be typed."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def parse(name: str, text: str) -> Any:
-    """The value of option `name` from its text. Raises ConfigError if it is not one."""
-    metadata = next(f.metadata for f in fields(Config) if f.name == name)
-    try:
-        return metadata["parse"](text)
-    except ValueError:
-        raise ConfigError(f"{name} must be a {metadata['kind']}, got {text!r}") from None
-
-
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint that names the valid word nearest to a misspelt one, or nothing."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
@@ -270,38 +234,3 @@ def _in_range(
         if math.isfinite(limit)
     ]
     raise ConfigError(f"{name} must be finite and {' and '.join(limits)}, got {value:g}")
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    values = {}
-    for variable, text in sorted(environment.items()):
-        if variable.startswith("DPSGD_"):
-            name = variable.removeprefix("DPSGD_").lower()
-            if name not in NAMES:
-                hint = nearest(variable, [f"DPSGD_{n.upper()}" for n in NAMES])
-                raise ConfigError(f"unknown environment variable {variable}{hint}")
-            values[name] = parse(name, text)
-    return values
-
-
-def _from_file(path: Path) -> dict[str, Any]:
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-        loaded = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"config file {path} cannot be read: {reason}") from None
-    except ValueError as error:
-        raise ConfigError(f"config file {path} is not valid TOML or JSON: {error}") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"config file {path} must be a table of options")
-    values = {}
-    for key, value in loaded.items():
-        name = key.replace("-", "_")
-        if name not in NAMES:
-            hint = nearest(key, [n.replace("_", "-") for n in NAMES])
-            raise ConfigError(f"unknown option {key!r} in config file {path}{hint}")
-        if value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            values[name] = parse(name, text)
-    return values

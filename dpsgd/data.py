@@ -10,8 +10,10 @@ neighbouring relation (one record's gradient becomes zero) n and this partition 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,9 +42,15 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One rank's part, and the public facts about the whole."""
+    """One rank's part, and the public facts about the whole.
+
+    `part` is (rank, world_size) and `content_sha256` tells of which data set: training checks that
+    the parts of all ranks make up one whole. The hash is of private data; it is never shown.
+    """
 
     path: Path
+    part: tuple[int, int]
+    content_sha256: str = field(repr=False)
     schema: dict[str, Any]
     unit: str
     num_examples: int
@@ -69,7 +77,7 @@ def _load(path: Path, rank: int, world_size: int) -> Dataset:
         )
     try:
         manifest = shards.read_manifest(path)
-        schema = shards.read_schema(path)
+        schema = shards.read_schema(path, manifest)
         unit = manifest["unit"]
         if unit not in SUPPORTED_UNITS:
             raise DatasetError(
@@ -86,8 +94,15 @@ def _load(path: Path, rank: int, world_size: int) -> Dataset:
             parts[split] = Rows(features=features, labels=codes[schema["label"]].astype(np.float32))
     except DataError as error:
         raise DatasetError(str(error)) from None
+    except (KeyError, TypeError) as error:
+        raise DatasetError(
+            f"data set {path}: manifest.json or schema.json is incomplete ({error}); make it again "
+            f"with python -m preprocess"
+        ) from None
     return Dataset(
         path=path,
+        part=(rank, world_size),
+        content_sha256=hashlib.sha256(json.dumps(manifest["files"]).encode()).hexdigest(),
         schema=schema,
         unit=unit,
         num_examples=num_examples,

@@ -4,12 +4,14 @@ One append-only file of JSON lines beside the data set records every run on it:
 
     {"entry": "run", "run": ..., "unit": "record", "sample_rate": ..., "noise_multiplier": ..., ...}
     {"entry": "reserve", "run": ..., "events": 64}        before the first of these steps
-    {"entry": "return", "run": ..., "events": 10}         after a clean stop that all ranks saw
 
-Rank 0 writes; a barrier makes sure that no rank is ahead of what is on disk. A crash leaves events
-reserved that were never used: the budget is overstated, never understated. A run without privacy,
-or with a known seed, is recorded as such and makes the composition infinite. The file is readable
-by its owner only; it holds no data and no keys.
+Guarantees:
+    events are on disk before they are used, on every rank: rank 0 writes, the others wait for it;
+    what was spent is never understated: a crash leaves events reserved that were not used, and a
+        line that cannot be read or makes no sense is an error;
+    a run without privacy, or with a known seed, makes the composition infinite.
+
+The file is readable by its owner only; it holds no data and no keys.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import errno
 import fcntl
 import json
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,20 +71,13 @@ class Ledger:
         self._next += 1
         return self._next - 1
 
-    def close(self) -> None:
-        """Give back what was reserved and not used. Call it after a clean stop of all ranks."""
-        self._comm.Barrier()
-        if unused := self._reserved - self._next:
-            self._append({"entry": "return", "run": self._run.id, "events": unused})
-        self._reserved = self._next
-
     def _append(self, entry: dict[str, Any], check: bool = False) -> None:
         """Write on rank 0; all ranks go on, or raise, when it is done."""
         error: UserError | None = None
         if self._comm.rank == 0:
             try:
                 if check and self._path.exists():
-                    history(self._path)
+                    history(self._path, self._run.unit)
                 append(self._path, entry)
             except UserError as caught:
                 error = caught
@@ -121,42 +117,65 @@ def _drop_torn_line(descriptor: int) -> None:
         os.ftruncate(descriptor, content.rfind(b"\n") + 1)
 
 
-def history(path: Path) -> list[tuple[Steps, float]] | None:
-    """All releases on record, each with its imprecision; None if one of them was not private.
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """One run as the ledger tells it."""
 
-    Raises PrivacyError for a line that cannot be read: what it spent is then unknown. Only a last
-    line without its end is passed over, because no event is used before its line is complete.
+    private: bool
+    steps: Steps
+    imprecision_per_step: float
+
+    @property
+    def imprecision(self) -> float:
+        """Total variation between its noise and true Gaussians."""
+        return self.imprecision_per_step * self.steps.count
+
+
+def history(path: Path, unit: str) -> list[Recorded]:
+    """All runs on record that reserved events.
+
+    Raises PrivacyError for a line that cannot be read, contradicts another or is for a different
+    unit of privacy: what was spent is then unknown. Only a last line without its end is passed
+    over, because no event is used before its line is complete.
     """
-    runs: dict[str, dict[str, Any]] = {}
-    counts: dict[str, int] = {}
+    runs: dict[str, Recorded] = {}
     for number, line in enumerate(_lines(path), start=1):
         try:
-            entry = json.loads(line)
-            run = entry["run"]
-            if entry["entry"] == "run":
-                runs[run] = entry
-                counts.setdefault(run, 0)
-            else:
-                counts[run] += {"reserve": 1, "return": -1}[entry["entry"]] * entry["events"]
-        except (ValueError, KeyError, TypeError):
+            _read_entry(json.loads(line), runs, unit)
+        except (ValueError, KeyError, TypeError) as error:
             raise PrivacyError(
-                f"ledger {path} line {number} cannot be read, so what was spent is unknown; "
-                f"restore it from a copy, or name another with --ledger"
+                f"ledger {path} line {number} cannot be read ({error}), so what was spent is "
+                f"unknown; restore it from a copy, or name another with --ledger"
             ) from None
-    if any(counts[run] > 0 and not entry["private"] for run, entry in runs.items()):
-        return None
-    return [
-        (
-            Steps(
+    return [run for run in runs.values() if run.steps.count]
+
+
+def _read_entry(entry: dict[str, Any], runs: dict[str, Recorded], unit: str) -> None:
+    name, kind = entry["run"], entry["entry"]
+    if kind == "run":
+        if name in runs:
+            raise ValueError(f"run {name} begins twice")
+        if entry["unit"] != unit:
+            raise ValueError(f"unit must be {unit!r}, got {entry['unit']!r}")
+        if not isinstance(entry["private"], bool) or not 0 <= entry["imprecision_per_step"] < 1:
+            raise ValueError("private must be true or false, imprecision_per_step in [0, 1)")
+        runs[name] = Recorded(
+            private=entry["private"],
+            steps=Steps(
                 sample_rate=entry["sample_rate"],
                 noise_multiplier=entry["noise_multiplier"],
-                count=counts[run],
+                count=0,
             ),
-            entry["imprecision_per_step"] * counts[run],
+            imprecision_per_step=entry["imprecision_per_step"],
         )
-        for run, entry in runs.items()
-        if counts[run] > 0
-    ]
+    elif kind == "reserve":
+        events, run = entry["events"], runs[name]
+        if type(events) is not int or events < 1:
+            raise ValueError(f"events must be an integer of at least 1, got {events!r}")
+        steps = replace(run.steps, count=run.steps.count + events)
+        runs[name] = replace(run, steps=steps)
+    else:
+        raise ValueError(f"entry must be run or reserve, got {kind!r}")
 
 
 def merged(steps: list[Steps]) -> list[Steps]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 
 def evaluate(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[str, float | None]:
-    """Metrics of logits [n] against labels 0 or 1 [n]; None where they are not defined.
+    """Metrics of logits [n] against labels 0 or 1 [n]; None where they are not defined or finite.
 
     A record counts as positive if its logit is greater than 0, probability one half.
     """
@@ -20,15 +22,24 @@ def evaluate(logits: NDArray[np.float32], labels: NDArray[np.float32]) -> dict[s
     right = (logits > 0) == positive
     both = num_positive > 0 and num_negative > 0
     z = logits.astype(np.float64)
-    return {
+    found: dict[str, float | None] = {
         "accuracy": float(right.mean()),
         "balanced_accuracy": (
             float(right[positive].mean() + right[~positive].mean()) / 2 if both else None
         ),
         "auc": _auc(logits, positive) if both else None,
         "majority_accuracy": max(num_positive, num_negative) / len(labels),
-        "log_loss": float(np.mean(np.logaddexp(0, z) - labels * z)),
+        "log_loss": _log_loss(z, labels),
     }
+    return {
+        name: None if value is None or not math.isfinite(value) else value
+        for name, value in found.items()
+    }
+
+
+def _log_loss(logits: NDArray[np.float64], labels: NDArray[np.float32]) -> float:
+    with np.errstate(invalid="ignore"):  # logits of a training that diverged
+        return float(np.mean(np.logaddexp(0, logits) - labels * logits))
 
 
 def _auc(scores: NDArray[np.float32], positive: NDArray[np.bool_]) -> float:

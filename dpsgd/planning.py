@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dpsgd import accounting, models, release
+from dpsgd.calibration import calibrate
 from dpsgd.config import Config
 from dpsgd.data import Dataset
 from dpsgd.errors import PrivacyError
@@ -78,7 +79,7 @@ def plan_run(
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     seed = config.insecure_seed
     return Run(
-        id=f"{now}-{os.getpid()}",
+        id=f"{now}-{os.urandom(4).hex()}",
         seed=int.from_bytes(os.urandom(8), "big") if seed is None else seed,
         model=model,
         num_examples=dataset.num_examples,
@@ -106,7 +107,7 @@ def _noise(
         return 0.0, math.inf
     target = config.resolved_epsilon()
     if target is not None:
-        sigma = accounting.calibrate(target, sample_rate, steps, config.delta, imprecision)
+        sigma = calibrate(target, sample_rate, steps, config.delta, imprecision)
         return sigma, target
     sigma = config.noise_multiplier or 0.0
     one = accounting.Steps(sample_rate=sample_rate, noise_multiplier=sigma, count=steps)

@@ -10,6 +10,12 @@ and noise of standard deviation sigma Delta makes the effective noise multiplier
 epsilon is a function of q, sigma, steps and delta alone. g, L and the wire depend on public numbers
 only. L leaves room for the largest noise that can be drawn on all ranks, so no data can overflow.
 
+Guarantees:
+    two sums that are C (1 + rho) apart are at most Delta apart on the grid;
+    the total noise has standard deviation sigma Delta;
+    no data and no noise can overflow the wire;
+    what is not a number becomes zero.
+
 `split` noise: each rank adds N(0, sigma^2 Delta^2 / world_size), rounded to the grid, before the
 collective. A sum of rounded normals of standard deviation s is within exp(-pi^2 s^2 / g^2) total
 variation, for each rank and coordinate, of a rounded normal, so s >= 4 g is required: e^-150.

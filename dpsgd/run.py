@@ -14,15 +14,15 @@ import json
 import os
 import sys
 import time
-import traceback
 import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import dpsgd
-from dpsgd import config as configuration
-from dpsgd.config import Config
+from collectives.guard import crash
+from dpsgd import options
+from dpsgd.config import Config, nearest
 from dpsgd.errors import CRASHED, ConfigError, LaunchError, UserError
 from launch import world as launched
 
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
             made.add_argument(flag, action="store_true", default=None, help=text)
             continue
         if one.default is not None:
-            text += f" (default {configuration.shown(one.default)})"
+            text += f" (default {options.shown(one.default)})"
         made.add_argument(flag, metavar=one.metadata["kind"].upper(), help=text)
     return made
 
@@ -75,14 +75,14 @@ def parse(arguments: list[str]) -> tuple[Config, str | None]:
     found, unknown = made.parse_known_args(arguments)
     if unknown:
         flags = [flag for action in made._actions for flag in action.option_strings]
-        hint = configuration.nearest(unknown[0].split("=")[0], flags)
+        hint = nearest(unknown[0].split("=")[0], flags)
         raise ConfigError(f"unknown argument {unknown[0]}{hint}")
     given = {
-        name: configuration.parse(name, value) if isinstance(value, str) else value
+        name: options.parse(name, value) if isinstance(value, str) else value
         for name, value in vars(found).items()
-        if name in configuration.NAMES and value is not None
+        if name in options.NAMES and value is not None
     }
-    return configuration.load(found.config, os.environ, given), found.json
+    return options.load(found.config, os.environ, given), found.json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.perf_counter()
     speaks = launched.launched_rank() == 0
     try:
-        if "TORCHELASTIC_RUN_ID" in os.environ:
+        if launched.under_torchrun():
             raise LaunchError("started by torchrun; start with mpirun -np N python -m dpsgd.run")
         quiet = contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None)
         with quiet:  # --help and --version print, once
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:  # agreed upon by all ranks
         return _report(error) if comm.rank == 0 else error.exit_code
     except BaseException:
-        _crash(comm)
+        crash(comm, "dpsgd.run", CRASHED)
 
 
 def _start_mpi() -> MPI.Intracomm:
@@ -132,6 +132,7 @@ def _train(
     from collectives.transports.mpi import library_version
     from dpsgd import data, run_folder, trainer
 
+    on_root(comm, UserError, lambda: _check_writable(json_to))
     dataset = data.load_dataset(config.data, comm)
     folder = on_root(comm, UserError, lambda: _make_folder(config))
     progress = None
@@ -164,6 +165,15 @@ def _train(
     return 0
 
 
+def _check_writable(json_to: str | None) -> None:
+    """What would otherwise fail after the work is done."""
+    if json_to in (None, "-"):
+        return
+    file = Path(json_to)
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ConfigError(f"--json must be a writable file, got {json_to}")
+
+
 def _make_folder(config: Config) -> Path:
     from dpsgd import run_folder
 
@@ -186,21 +196,6 @@ def _write_json(json_to: str | None, result: Result) -> None:
 def _report(error: UserError) -> int:
     print(f"dpsgd.run: error: {error}", file=sys.stderr, flush=True)
     return error.exit_code
-
-
-def _crash(comm: MPI.Intracomm) -> NoReturn:
-    """Show where the job failed, once, and end it."""
-    from collectives.guard import speaks_for_the_failed
-
-    text = traceback.format_exc()
-    if not speaks_for_the_failed(comm):
-        time.sleep(10)  # the rank that speaks ends this one
-    else:
-        sys.stdout.flush()
-        print(f"dpsgd.run: rank {comm.rank} crashed\n{text}", file=sys.stderr, end="", flush=True)
-        time.sleep(0.3)  # Open MPI drops what it has not forwarded when the job is aborted
-    comm.Abort(CRASHED)
-    os._exit(CRASHED)  # MPICH's Abort can return before the launcher has ended this process
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ Accounting assumes probability q, so it is q and not nearly q: a float64 q is a 
 base 256. One random byte is drawn for each row and compared with the first digit; only where they
 are equal, once in 256 rows, does the next digit decide, and so on to the last. A byte a row from
 AES costs 3 microseconds for 5,000 rows.
+
+Guarantees:
+    each row is drawn with probability exactly q, independently of all others;
+    a batch is a pure function of key and event number, and may be empty.
 """
 
 from __future__ import annotations

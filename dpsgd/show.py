@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from dpsgd.statement import NOT_PRIVATE, paragraph
+from dpsgd.statement import NOT_PRIVATE, paragraph, shown
 from launch.world import under_launcher
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def plan_lines(run: Run, allreduce: str, engine: str) -> list[str]:
         else "no clipping, no noise"
     )
     promise = (
-        f"epsilon {run.epsilon:.4g} at delta {run.delta:g} for one {run.unit}"
+        f"epsilon {shown(run.epsilon)} at delta {run.delta:g} for one {run.unit}"
         if run.private
         else NOT_PRIVATE
     )
@@ -130,7 +130,7 @@ def plan_lines(run: Run, allreduce: str, engine: str) -> list[str]:
 
 
 def _spent(epsilon: float | None, run: Run) -> str:
-    return NOT_PRIVATE if epsilon is None else f"epsilon {epsilon:.3f} of {run.epsilon:.3g}"
+    return NOT_PRIVATE if epsilon is None else f"epsilon {shown(epsilon)} of {shown(run.epsilon)}"
 
 
 def _metrics_table(result: Result) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpsgd import accounting
 from dpsgd.config import Config
+from dpsgd.errors import PrivacyError
 from dpsgd.ledger import history, merged
 from dpsgd.planning import Run
 
@@ -54,7 +55,7 @@ def paragraph(privacy: dict[str, Any]) -> str:
         return f"{NOT_PRIVATE}: {privacy['reason']}. This model carries no privacy guarantee."
     unit = privacy["unit"]
     return (
-        f"The model is ({_shown(privacy['epsilon'])}, {privacy['delta']:g})-differentially private "
+        f"The model is ({shown(privacy['epsilon'])}, {privacy['delta']:g})-differentially private "
         f"for one {unit}: replacing any one training {unit} by one with zero gradient changes the "
         f"probability of any outcome by at most a factor e^epsilon, up to delta. It was trained "
         f"with {privacy['steps']} steps of DP-SGD on {privacy['num_examples']} {unit}s, Poisson "
@@ -62,11 +63,13 @@ def paragraph(privacy: dict[str, Any]) -> str:
         f"{privacy['max_grad_norm']:g} and noise multiplier {privacy['noise_multiplier']:.4f}; "
         f"accounting by {privacy['accountant']}. The guarantee covers the weights, computationally "
         f"(AES-256), for everyone who sees only what is published. Ranks and the network between "
-        f"them are trusted: for one who reads a rank or a link while it trains, epsilon is at most "
-        f"{_shown(privacy['epsilon_rank_or_link'])}. All runs in the ledger of this data set "
-        f"together have epsilon at most {_shown(privacy['epsilon_all_runs'])} at the same delta. "
-        f"Test metrics are exact and not covered; nor are the choice of options, timing, a "
-        f"rank that departs from the protocol, or restored copies of the ledger."
+        f"them are trusted: for one who reads a link, or another rank than the {unit}'s own, while "
+        f"it trains, epsilon is at most {shown(privacy['epsilon_rank_or_link'])}. All runs in the "
+        f"ledger of this data set together have epsilon at most "
+        f"{shown(privacy['epsilon_all_runs'])} at the same delta. "
+        f"Test metrics are exact and not covered; nor are the choice of options, timing, rounding "
+        f"inside the float64 arithmetic of the noise generator, a rank that departs from the "
+        f"protocol, or restored copies of the ledger."
     )
 
 
@@ -88,20 +91,24 @@ def _single_share(run: Run) -> accounting.Steps:
 
 
 def _all_runs(run: Run) -> float:
-    """Epsilon of everything in the ledger together, this run included."""
-    runs = history(run.ledger)
-    if runs is None:
+    """Epsilon of everything in the ledger together, this run included; infinite if unknown."""
+    try:
+        runs = history(run.ledger, run.unit)
+    except PrivacyError:  # damaged since the run began; the model and its own epsilon stand
         return math.inf
-    steps = merged([one for one, _ in runs])
-    return accounting.epsilon(steps, run.delta, sum(imprecision for _, imprecision in runs))
+    if not all(one.private for one in runs):
+        return math.inf
+    return accounting.epsilon(
+        merged([one.steps for one in runs]), run.delta, sum(one.imprecision for one in runs)
+    )
 
 
 def _number(epsilon: float | None) -> float | str | None:
     return "inf" if epsilon is not None and math.isinf(epsilon) else epsilon
 
 
-def _shown(epsilon: float | str | None) -> str:
-    """Four digits, rounded up: what is shown is never below what holds."""
+def shown(epsilon: float | str | None) -> str:
+    """An epsilon in four digits, rounded up: what is shown is never below what holds."""
     if not isinstance(epsilon, float):
         return "infinite" if epsilon == "inf" else str(epsilon)
     digits = 3 - math.floor(math.log10(epsilon)) if epsilon > 0 else 3

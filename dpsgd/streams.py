@@ -7,8 +7,14 @@ sent, never written and never shown.
 
 Gaussians are made by Box and Muller's method in float64, each pair from one AES block: one half
 gives the radius, the other the angle. u = ((w & (2^63 - 1)) + 1/2) 2^-63 is never zero and keeps
-the bits of small values; its distance from a true normal is at most 2^-62 in total variation for
-each value, which `accounting` subtracts from delta.
+the bits of small values. That uniforms have 63 bits costs at most 2^-62 in total variation for each
+value, which `accounting` subtracts from delta; the rounding of float64 logarithms, roots and
+cosines is not accounted for, and every statement says so.
+
+Guarantees:
+    a stream is a pure function of key, event number and block, and no part of it is used twice;
+    streams of different purposes, ranks and starts have different keys;
+    no value is infinite or larger than MAX_GAUSSIAN.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ PAIRS_AT_ONCE = 4096  # working set of Box-Muller stays in the cache
 
 
 class Stream:
-    """One keyed stream. The key is not shown by `repr` and not reachable by name."""
+    """One keyed stream. `repr` does not show the key."""
 
     def __init__(self, key: bytes) -> None:
         if len(key) != 32:

@@ -4,8 +4,12 @@ Abadi et al., "Deep learning with differential privacy" (2016), algorithm 1, dis
 samples from its own rows, clips and sums; sums go on a grid, get their share of the noise and are
 added over the ranks as integers; every rank applies the same update to the same weights.
 
-Every rank makes the same calls in the same order, whatever its data: an empty batch takes part, is
-noised and is charged. The only denominator is the expected batch size, a public constant.
+Guarantees:
+    every rank makes the same calls in the same order, whatever its data: an empty batch takes part,
+        is noised and is charged;
+    all ranks have the same configuration, each its own part of one data set, and at the end the
+        same parameters: training is refused, or fails, otherwise;
+    the only denominator is the expected batch size, a public constant.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from dpsgd import engines, metrics, models, optimizers, statement, streams
 from dpsgd.accounting import LiveEpsilon
 from dpsgd.config import Config
 from dpsgd.data import Dataset
-from dpsgd.errors import UserError
+from dpsgd.errors import ConfigError, DatasetError, UserError
 from dpsgd.ledger import Ledger
 from dpsgd.phases import PHASES, PhaseTimer
 from dpsgd.planning import Run, plan_run
@@ -102,15 +106,17 @@ def train(
     """Train on the ranks of `comm`, each with its own part of the data. All ranks must call it.
 
     `progress` is called on rank 0 after every step. Raises, on all ranks and before any data is
-    touched, ConfigError for options that do not fit together or the data, and PrivacyError if the
-    budget cannot be reached. After any other error the events reserved so far count as spent.
+    touched, ConfigError for options that differ between ranks or do not fit the data, DatasetError
+    if the ranks' parts are not those of one data set, and PrivacyError if the budget cannot be
+    reached. After any other error the events reserved so far count as spent.
     """
+    _check_agreement(config, dataset, comm)
     model = models.build(config.model, dataset.num_features, config.hidden)
     clip = math.inf if config.no_privacy else config.max_grad_norm
     engine = together(comm, UserError, lambda: engines.build(config.engine, model, clip))
     run = on_root(comm, UserError, lambda: plan_run(config, dataset, model, engine.rho, comm.size))
     ledger = Ledger(run.ledger, comm, run)
-    params = model.initial(run.seed)
+    params = comm.bcast(model.initial(run.seed))
     average = optimizers.Average(params, config.averaging)
     timer = PhaseTimer()
     with collectives.make_plan(
@@ -129,7 +135,7 @@ def train(
                     Progress(run=run, step=count, seconds=seconds, epsilon=partial(spent, count))
                 )
         seconds = time.perf_counter() - start
-    ledger.close()
+    _check_same(params, comm)
     return Result(
         config=config,
         run=run,
@@ -184,6 +190,35 @@ class _Step:
         with phase("update"):
             grad_mean = self._release.decode(all_reduce.buffer) / self._expected_batch_size
             self._optimizer.step(params, grad_mean.astype(np.float32))
+
+
+def _check_agreement(config: Config, dataset: Dataset, comm: MPI.Intracomm) -> None:
+    """Sensitivity and noise are those of the whole only if this holds. Every rank must call it."""
+    options = comm.allgather(config.to_json())
+    for name, value in options[0].items():
+        for rank, other in enumerate(options):
+            if other[name] != value:
+                raise ConfigError(
+                    f"{name} must be the same on all ranks, got {value!r} on rank 0 and "
+                    f"{other[name]!r} on rank {rank}"
+                )
+    facts = (dataset.content_sha256, dataset.num_examples, dataset.num_features, dataset.unit)
+    parts = comm.allgather((dataset.part, len(dataset.train.labels), facts))
+    whole = [part for part, _, _ in parts] == [(rank, comm.size) for rank in range(comm.size)]
+    total = sum(count for _, count, _ in parts)
+    if not whole or total != dataset.num_examples or len({facts for _, _, facts in parts}) > 1:
+        raise DatasetError(
+            f"the ranks must hold the {comm.size} parts of one data set with "
+            f"{dataset.num_examples} training records, got {total} records; load it with the "
+            f"communicator that trains, from the same files on every host"
+        )
+
+
+def _check_same(params: NDArray[np.float32], comm: MPI.Intracomm) -> None:
+    """Fail if the replicas drifted apart, which nothing but an error can cause."""
+    digests = comm.allgather(hashlib.sha256(params.tobytes()).digest())
+    if len(set(digests)) > 1:
+        raise RuntimeError("the ranks ended with different parameters")
 
 
 def _over_ranks(timer: PhaseTimer, comm: MPI.Intracomm) -> dict[str, dict[str, float]]:

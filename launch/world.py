@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "RANK")
+RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
 LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
@@ -24,7 +24,13 @@ def _first_number(names: tuple[str, ...], environment: Mapping[str, str]) -> int
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """The rank that the launcher gave this process; 0 without a launcher."""
-    return _first_number(RANK_VARIABLES, environment) or 0
+    names = (*RANK_VARIABLES, "RANK") if under_torchrun(environment) else RANK_VARIABLES
+    return _first_number(names, environment) or 0
+
+
+def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in environment
 
 
 def under_launcher(environment: Mapping[str, str] = os.environ) -> bool:

@@ -54,9 +54,12 @@ def read_manifest(dataset: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_schema(dataset: Path) -> dict[str, Any]:
-    """The public schema of the rows."""
+def read_schema(dataset: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The public schema of the rows, checked against the manifest."""
     path = dataset / SCHEMA
+    found = hashlib.sha256(_read_bytes(path)).hexdigest()
+    if found != manifest.get("schema_sha256"):
+        raise DataError(f"{path} was changed or damaged, make the data set again")
     schema = _read_json(path)
     for key, kind in (("label", str), ("columns", list), ("encoding", dict)):
         if not isinstance(schema.get(key), kind):
@@ -81,7 +84,7 @@ def read_rows(
     total = num_rows(manifest, split)
     if not 0 <= start <= stop <= total:
         raise DataError(f"rows of {split} must lie in 0..{total}, got {start}..{stop}")
-    names = [column["name"] for column in read_schema(dataset)["columns"]]
+    names = [column["name"] for column in read_schema(dataset, manifest)["columns"]]
     pieces: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in names}
     first = 0  # row of the split at which the shard begins
     for entry in _parts(manifest, split):

@@ -65,7 +65,8 @@ def write_dataset(
     folder: Path, cleaned: Cleaned, spec: Spec, split: Split, engine: str
 ) -> dict[str, Any]:
     """Fill a new folder; gives the manifest, which is written last."""
-    _write_synced(folder / SCHEMA, _as_json(as_schema(spec)))
+    schema = _as_json(as_schema(spec))
+    _write_synced(folder / SCHEMA, schema)
     _write_quarantine(folder / QUARANTINE, cleaned.refused)
     files = _write_parts(folder, cleaned, spec, split)
     manifest = {
@@ -81,6 +82,7 @@ def write_dataset(
         },
         "counts": _counts(cleaned),
         "counts_note": COUNTS_NOTE,
+        "schema_sha256": hashlib.sha256(schema).hexdigest(),
         "files": files,
     }
     _write_synced(folder / MANIFEST, _as_json(manifest))

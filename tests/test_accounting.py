@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from dpsgd import accounting
-from dpsgd.accounting import LiveEpsilon, Steps, calibrate, delta_left, epsilon
+from dpsgd.accounting import LiveEpsilon, Steps, delta_left, epsilon
+from dpsgd.calibration import calibrate
 from dpsgd.errors import ConfigError, PrivacyError, UserError
 from dpsgd.ledger import RESERVATION, Ledger, append, history, merged
 
@@ -35,7 +36,7 @@ def test_published_numbers_are_reproduced(
     assert epsilon([one], delta) == pytest.approx(tight, rel=1.1e-3)
     assert epsilon([one], delta) >= tight * (1 - 5e-4)
     if rdp is not None:
-        assert accounting._rdp_epsilon([one], delta) == pytest.approx(rdp, rel=2e-3)
+        assert accounting.rdp_epsilon([one], delta) == pytest.approx(rdp, rel=2e-3)
 
 
 def test_one_gaussian_release_equals_the_closed_form() -> None:
@@ -82,6 +83,22 @@ def test_imprecision_of_the_noise_is_paid_from_delta() -> None:
     assert paid <= epsilon(one, 1e-5 - (1 + math.exp(paid)) * 1e-7) * (1 + 1e-2)
     assert epsilon(one, 1e-5, imprecision=1e-5) == math.inf
     assert delta_left(1e-5, 3.0, 1e-9) == pytest.approx(1e-5 - (1 + math.exp(3)) * 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("target", "delta"), [(1e-4, 1e-5), (3.0, 1e-12), (3.0, 5e-12), (0.3, 1e-15)]
+)
+def test_calibration_holds_where_only_one_of_the_bounds_does(target: float, delta: float) -> None:
+    """Tiny epsilon, and a delta so small that PLD is not asked (T 2^-52 is over 1% of it)."""
+    sigma = calibrate(target, 0.1, 600, delta, 0.0)
+    assert epsilon([steps(0.1, sigma, 600)], delta) <= target
+    assert (accounting.bound([steps(0.1, 3.5, 600)], 1e-12)[0]) == accounting.rdp_epsilon(
+        [steps(0.1, 3.5, 600)], 1e-12
+    )
+
+
+def test_a_tiny_epsilon_of_much_noise_is_found() -> None:
+    assert 0 < epsilon([steps(0.1, 1e4, 3)], 1e-5, 1e-14) < 0.01
 
 
 @pytest.mark.parametrize("target", [0.1, 1.0, 3.0, 8.0])
@@ -159,30 +176,30 @@ def test_events_are_on_disk_before_they_are_used(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_unused_events_come_back_after_a_clean_stop_only(tmp_path: Path) -> None:
+def spent(path: Path) -> list[Steps]:
+    return merged([one.steps for one in history(path, "record")])
+
+
+def test_a_run_that_stops_early_stays_charged_for_what_it_reserved(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     ledger = Ledger(path, Alone(), run(steps=100))  # type: ignore[arg-type]
     for _ in range(10):
         ledger.next()
-    found = history(path)
-    assert found is not None and found[0][0].count == RESERVATION
-    ledger.close()
-    found = history(path)
-    assert found is not None and found[0][0].count == 10
-    assert found[0][1] == pytest.approx(10 * 1e-15)
+    (found,) = history(path, "record")
+    assert found.steps.count == RESERVATION
+    assert found.imprecision == pytest.approx(RESERVATION * 1e-15)
 
 
-def test_all_runs_compose_and_one_that_is_not_private_spoils_them(tmp_path: Path) -> None:
+def test_all_runs_compose_and_one_that_is_not_private_is_told(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     for name in ("a", "b"):
         ledger = Ledger(path, Alone(), run(id=name, steps=5))  # type: ignore[arg-type]
         for _ in range(5):
             ledger.next()
-    found = history(path)
-    assert found is not None
-    assert merged([one for one, _ in found]) == [steps(0.1, 3.5, 10)]
+    assert spent(path) == [steps(0.1, 3.5, 10)]
+    assert all(one.private for one in history(path, "record"))
     Ledger(path, Alone(), run(id="c", private=False)).next()  # type: ignore[arg-type]
-    assert history(path) is None
+    assert not all(one.private for one in history(path, "record"))
 
 
 def test_a_last_line_without_its_end_is_passed_over_and_cut_off(tmp_path: Path) -> None:
@@ -190,24 +207,44 @@ def test_a_last_line_without_its_end_is_passed_over_and_cut_off(tmp_path: Path) 
     Ledger(path, Alone(), run(steps=5)).next()  # type: ignore[arg-type]
     whole = path.read_text()
     path.write_text(whole + '{"entry": "reser')
-    assert history(path) is not None
+    assert spent(path) == [steps(0.1, 3.5, 5)]
     append(path, {"entry": "reserve", "run": "r1", "events": 2})
-    found = history(path)
-    assert found is not None and found[0][0].count == 7
+    assert spent(path) == [steps(0.1, 3.5, 7)]
     assert path.read_text().startswith(whole)
 
 
 @pytest.mark.parametrize(
-    "line", ["nonsense", '{"entry": "reserve", "run": "?", "events": 1}', "[]"]
+    "line",
+    [
+        "nonsense",
+        "[]",
+        '{"entry": "reserve", "run": "?", "events": 1}',
+        '{"entry": "reserve", "run": "r1", "events": -5}',
+        '{"entry": "reserve", "run": "r1", "events": NaN}',
+        '{"entry": "reserve", "run": "r1", "events": 1.5}',
+        '{"entry": "return", "run": "r1", "events": 1}',
+        '{"entry": "run", "run": "r2", "unit": "record"}',
+        # a second header for the same run, with more noise
+        '{"entry": "run", "run": "r1", "unit": "record", "private": true, "sample_rate": 0.1, '
+        '"noise_multiplier": 100.0, "imprecision_per_step": 0.0}',
+        '{"entry": "run", "run": "r2", "unit": "record", "private": "false", "sample_rate": 0.1, '
+        '"noise_multiplier": 1.0, "imprecision_per_step": 0.0}',
+        '{"entry": "run", "run": "r2", "unit": "record", "private": true, "sample_rate": 0.1, '
+        '"noise_multiplier": 1.0, "imprecision_per_step": -1.0}',
+        '{"entry": "run", "run": "r2", "unit": "record", "private": true, "sample_rate": 0.1, '
+        '"noise_multiplier": NaN, "imprecision_per_step": 0.0}',
+        '{"entry": "run", "run": "r2", "unit": "household", "private": true, "sample_rate": 0.1, '
+        '"noise_multiplier": 1.0, "imprecision_per_step": 0.0}',
+    ],
 )
-def test_a_line_that_cannot_be_read_fails_closed(tmp_path: Path, line: str) -> None:
+def test_a_line_that_makes_no_sense_fails_closed(tmp_path: Path, line: str) -> None:
     path = tmp_path / "ledger.jsonl"
     Ledger(path, Alone(), run()).next()  # type: ignore[arg-type]
-    path.write_text(f"{line}\n" + path.read_text())
-    with pytest.raises(PrivacyError, match="line 1 cannot be read"):
-        history(path)
-    with pytest.raises(UserError, match="line 1 cannot be read"):
-        Ledger(path, Alone(), run(id="r2"))  # type: ignore[arg-type]
+    path.write_text(path.read_text() + f"{line}\n")
+    with pytest.raises(PrivacyError, match="line 3 cannot be read"):
+        history(path, "record")
+    with pytest.raises(UserError, match="line 3 cannot be read"):
+        Ledger(path, Alone(), run(id="r3"))  # type: ignore[arg-type]
 
 
 def test_a_ledger_that_cannot_be_written_names_the_cure(tmp_path: Path) -> None:

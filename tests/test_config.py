@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dpsgd.config import NAMES, Config, load
+from dpsgd.config import Config
 from dpsgd.errors import ConfigError
+from dpsgd.options import NAMES, load
 from dpsgd.run import parse
 from helpers import Launch
 

@@ -123,23 +123,36 @@ def test_blanking_one_example_moves_the_sum_by_at_most_the_sensitivity(
     assert worst > 0.99, "clipping did not bite, so this batch tests nothing"
 
 
+def absorbing_batch() -> tuple[models.Model, F32, F32]:
+    """A quarter of a million gradients in one direction: a plain float32 sum loses the small bits,
+    and others when one row is blanked."""
+    generator = np.random.default_rng(0)
+    features = (1 + generator.random((2**18, 10))).astype(np.float32)
+    return models.build("logistic", 10, (1,)), features, np.zeros(len(features), np.float32)
+
+
+def test_small_terms_that_a_float32_sum_absorbs_stay_within_the_sensitivity() -> None:
+    model, features, labels = absorbing_batch()
+    rho = engines.build("fused", model, 1.0).rho
+    assert worst_difference("fused", model, features, labels, clip=0.25) <= 1 + rho
+
+
+def test_without_the_blocks_the_same_batch_breaks_the_sensitivity(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, features, labels = absorbing_batch()
+    rho = engines.build("fused", model, 1.0).rho
+    monkeypatch.setattr("dpsgd.engines.fused.BLOCK_ROWS", len(features))
+    assert worst_difference("fused", model, features, labels, clip=0.25) > 1 + rho
+
+
 @every_engine
-def test_small_terms_that_a_float32_sum_absorbs_stay_within_the_sensitivity(name: str) -> None:
-    """Thousands of equal gradients, then smaller ones: a plain float32 sum loses the last."""
-    model = models.build("logistic", 10, (1,))
-    rho = engines.build(name, model, 1.0).rho
-    features = np.full((4096, 10), 3.0, np.float32)
-    features[1::2] *= np.float32(1 + 2**-12)
-    labels = np.zeros(len(features), np.float32)
-    assert worst_difference(name, model, features, labels, clip=0.25) <= 1 + rho
-
-
-def test_the_same_batch_summed_in_one_float32_product_would_fail() -> None:
-    """The reason for the blocks: 2 n^2 2^-24 C is more than C for a few thousand rows."""
-    rows = np.full((2**25, 1), 1.0, np.float32)
-    naive = np.float32(0)
-    naive += rows[: 2**24].sum(dtype=np.float64).astype(np.float32)
-    assert naive + np.float32(1) == naive
+def test_a_huge_example_without_gradient_contributes_nothing(name: str) -> None:
+    model = MODELS[0]
+    features, labels = batch(1)
+    features[0] = 1e20 * np.sign(params_of(model)[:10])
+    labels[0] = 1  # right beyond doubt: the gradient is exactly zero
+    assert not clipped_sum(name, model, 0.5, features, labels).any()
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -47,7 +48,7 @@ def write(path: Path, rows: Cleaned | None = None) -> dict[str, Any]:
 def test_what_is_written_is_what_is_read(tmp_path: Path):
     manifest = write(tmp_path / "set")
     assert shards.read_manifest(tmp_path / "set") == manifest
-    assert shards.read_schema(tmp_path / "set") == as_schema(CENSUS_2000)
+    assert shards.read_schema(tmp_path / "set", manifest) == as_schema(CENSUS_2000)
     rows = cleaned()
     for side, name in enumerate(("train", "test")):
         mine = rows.sides == side
@@ -133,9 +134,12 @@ def test_a_damaged_description_is_named(
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    reader = shards.read_manifest if name == "manifest.json" else shards.read_schema
+    manifest = {"schema_sha256": hashlib.sha256(content or b"").hexdigest()}
     with pytest.raises(DataError, match=words) as error:
-        reader(tmp_path / "set")
+        if name == "manifest.json":
+            shards.read_manifest(tmp_path / "set")
+        else:
+            shards.read_schema(tmp_path / "set", manifest)
     assert name in str(error.value)
 
 

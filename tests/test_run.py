@@ -174,6 +174,23 @@ def test_the_loop_engine_trains_the_same_model_up_to_rounding(
     assert losses[0] == pytest.approx(losses[1], abs=5e-3)
 
 
+def test_a_training_that_diverges_still_leaves_its_model(
+    mpirun: Launch, tmp_path: Path, dataset: Path
+) -> None:
+    done = mpirun(2, *RUN, "--data", dataset, "--out", "run", "--ledger", "l", "--steps", "5",
+                  "--noise-multiplier", "2", "--learning-rate", "1e38")  # fmt: skip
+    run = run_json(done, tmp_path / "run")
+    assert run["metrics"]["log_loss"] is None
+    assert run["privacy"]["epsilon"] > 0
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_a_usage_error_is_reported_whatever_rank_a_variable_of_another_tool_says(
+    python: Launch,
+) -> None:
+    assert python(*RUN, "--epsiln", "3", RANK="1").returncode == 2
+
+
 def test_ranks_without_rows_take_part(mpirun: Launch, python: Launch, tmp_path: Path) -> None:
     python("-m", "preprocess.synthetic", "--rows", "4", "--seed", "1", "--output", "few.csv")
     made = python("-m", "preprocess", "--input", "few.csv", "--output", "few")
@@ -214,6 +231,7 @@ def test_the_library_call_is_all_that_the_command_line_does(
         (["--engine", "fussed"], 2, "did you mean fused"),
         (["--ledger", "no/where"], 2, "give a writable file with --ledger or DPSGD_LEDGER"),
         (["--config", "no.toml"], 2, "config file no.toml cannot be read"),
+        (["--json", "no/where.json"], 2, "--json must be a writable file, got no/where.json"),
     ],
 )
 def test_bad_input_ends_all_ranks_with_one_line_and_the_right_code(
@@ -235,6 +253,8 @@ def test_without_the_demos_data_the_command_that_makes_it_is_named(mpirun: Launc
 @pytest.mark.parametrize(
     ("file", "change", "complaint"),
     [
+        ("manifest.json", lambda text: text.replace('"unit"', '"unti"'), "is incomplete ('unit')"),
+        ("schema.json", lambda text: text.replace("2.6", "260"), "was changed or damaged"),
         ("manifest.json", lambda text: text.replace('"record"', '"household"'), "unit of privacy"),
         ("manifest.json", lambda text: text[: len(text) // 2], "manifest.json"),
         ("schema.json", lambda text: "", "schema.json"),

@@ -108,6 +108,19 @@ def test_a_deadlock_under_rendezvous_is_caught() -> None:
         verify(greedy, 2)
 
 
+def test_sums_in_different_orders_are_caught() -> None:
+    """Dissemination: right for integers, but (a+b)+(c+d) on one rank is (b+c)+(d+a) on another."""
+
+    def dissemination(rank: int, world_size: int) -> Iterator[Round]:
+        distance = 1
+        while distance < world_size:
+            yield [Exchange((rank + distance) % 4, (0, 1), (rank - distance) % 4, (0, 1))]
+            distance *= 2
+
+    with pytest.raises(ScheduleError, match="different orders"):
+        verify(Algorithm(name="x", num_parts=lambda p: 1, all_reduce=dissemination), 4)
+
+
 def test_wrong_ownership_is_caught() -> None:
     wrong = replace(ALGORITHMS["ring"], owned=lambda rank, world_size: (rank, rank + 1))
     with pytest.raises(ScheduleError, match="unfinished"):

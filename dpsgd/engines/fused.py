@@ -120,7 +120,9 @@ class Fused:
             norm = math.sqrt(sum((g @ g) * (a @ a + 1) for a, g in pairs))
             if not math.isfinite(norm):
                 continue
-            weight = min(1.0, self._max_grad_norm / norm)
+            weight = 1.0
+            if norm > self._max_grad_norm:
+                weight = self._max_grad_norm / norm
             for layer, (a, g) in zip(self._layers, pairs, strict=True):
                 _add_outer(layer, a, weight * g, out)
         keep = ~careful[:, None]

@@ -15,6 +15,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dpsgd.models import Model, layer_scale
 
+MAX_ROWS = 2**20
+"""Rows of one batch for which the rounding of float64 sums stays within rho."""
+
 
 def build(model: Model, max_grad_norm: float) -> Loop:
     """The engine for one model."""
@@ -24,7 +27,7 @@ def build(model: Model, max_grad_norm: float) -> Loop:
 class Loop:
     """See the module and the guarantees of `dpsgd.engines`."""
 
-    rho = 2.0**-17  # 2 n^2 2^-53 for a batch of n = 2^17 rows
+    rho = 2.0 * MAX_ROWS**2 * 2.0**-53
 
     def __init__(self, model: Model, max_grad_norm: float) -> None:
         self._layers = model.layers
@@ -38,6 +41,8 @@ class Loop:
         out: NDArray[np.float64],
     ) -> None:
         """Write the clipped sum of the batch to `out` [num_params]."""
+        if len(features) > MAX_ROWS:
+            raise ValueError(f"batch must have at most {MAX_ROWS} rows, got {len(features)}")
         out[:] = 0
         flat = torch.tensor(params, dtype=torch.float64, requires_grad=True)
         for x, y in zip(features, labels, strict=True):

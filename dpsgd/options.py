@@ -1,0 +1,83 @@
+"""Where options come from: command line > environment > file > default.
+
+`DPSGD_MAX_GRAD_NORM=1` in the environment, `max-grad-norm = 1` in a TOML or JSON file. Of options
+that exclude each other (`epsilon`, `noise_multiplier`, `no_privacy`), the strongest place that
+names one of them wins; two in one place are an error. Unknown names are errors, too.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dpsgd.config import EXCLUSIVE, Config, nearest
+from dpsgd.errors import ConfigError
+
+NAMES = tuple(f.name for f in fields(Config))
+
+
+def load(
+    file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any]
+) -> Config:
+    """Merge the three places. Raises ConfigError for unknown names and for unfit values."""
+    values: dict[str, Any] = {}
+    for layer in (_from_file(file) if file else {}, _from_environment(environment), command_line):
+        for group in EXCLUSIVE:
+            if any(layer.get(name) not in (None, False) for name in group):
+                for name in group:
+                    values.pop(name, None)
+        values |= {name: value for name, value in layer.items() if value is not None}
+    return Config(**values)
+
+
+def shown(value: Any) -> str:
+    """A value as it would be typed."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def parse(name: str, text: str) -> Any:
+    """The value of option `name` from its text. Raises ConfigError if it is not one."""
+    metadata = next(f.metadata for f in fields(Config) if f.name == name)
+    try:
+        return metadata["parse"](text)
+    except ValueError:
+        raise ConfigError(f"{name} must be a {metadata['kind']}, got {text!r}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for variable, text in sorted(environment.items()):
+        if variable.startswith("DPSGD_"):
+            name = variable.removeprefix("DPSGD_").lower()
+            if name not in NAMES:
+                hint = nearest(variable, [f"DPSGD_{n.upper()}" for n in NAMES])
+                raise ConfigError(f"unknown environment variable {variable}{hint}")
+            values[name] = parse(name, text)
+    return values
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+        loaded = json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"config file {path} cannot be read: {reason}") from None
+    except ValueError as error:
+        raise ConfigError(f"config file {path} is not valid TOML or JSON: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"config file {path} must be a table of options")
+    values = {}
+    for key, value in loaded.items():
+        name = key.replace("-", "_")
+        if name not in NAMES:
+            hint = nearest(key, [n.replace("_", "-") for n in NAMES])
+            raise ConfigError(f"unknown option {key!r} in config file {path}{hint}")
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            values[name] = parse(name, text)
+    return values

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import statistics
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import collectives
-from collectives.guard import crash
-from launch.world import launched_rank, world_mismatch
+from collectives.guard import WorldError, crash, start
+from launch.world import launched_rank
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,17 +183,16 @@ def main() -> int:
     if launched_rank() == 0:
         options = parser().parse_args()
     else:  # rank 0 alone speaks about wrong arguments, and its exit code ends the job
-        with contextlib.redirect_stderr(None), contextlib.redirect_stdout(None):
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             try:
                 options = parser().parse_args()
             except SystemExit:
                 return 0
-    from collectives.transports.mpi import world
-
-    comm = world()
-    if mismatch := world_mismatch(comm.size):
+    try:
+        comm = start()
+    except WorldError as error:
         if launched_rank() == 0:
-            print(f"collectives.bench: error: {mismatch}", file=sys.stderr)
+            print(f"collectives.bench: error: {error}", file=sys.stderr)
             return 4
         return 0
     try:

@@ -6,15 +6,22 @@ waiting for: a calibration on rank 0 took 2.3 times as long beside three ranks i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+
+class WorldError(RuntimeError):
+    """MPI is missing, or its world is not the one that the launcher meant."""
+
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -22,6 +29,20 @@ E = TypeVar("E", bound=Exception)
 POLL_SECONDS = 0.002
 LISTEN_SECONDS = 1.0
 FAILED_TAG = 32_000  # MPI guarantees tags up to 32,767
+
+
+def start() -> MPI.Intracomm:
+    """Start MPI and give the world of all ranks. Raises WorldError if that cannot be had."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # mpi4py's suspicion is checked, and said better, in world
+        try:
+            from collectives.transports import mpi
+        except (ImportError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise WorldError(
+                f"MPI cannot be loaded ({reason}); install one: pip install 'dpsgd[mpich]'"
+            ) from None
+    return mpi.world()
 
 
 def wait_for_all(comm: MPI.Intracomm) -> None:
@@ -72,7 +93,8 @@ def crash(comm: MPI.Intracomm, program: str, code: int) -> NoReturn:
     if not speaks_for_the_failed(comm):
         time.sleep(10)  # the rank that speaks ends this one
     else:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, AttributeError):  # nobody listens to standard output
+            sys.stdout.flush()
         message = f"{program}: rank {comm.rank} crashed\n{text}"
         print(message, file=sys.stderr, end="", flush=True)
         time.sleep(0.3)  # Open MPI drops what it has not forwarded when the job is aborted

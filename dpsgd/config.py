@@ -31,6 +31,7 @@ EXCLUSIVE = (
 """Groups of options of which at most one may be given."""
 
 DEFAULT_EPSILON = 3.0
+MAX_WIDTH = 2**16
 DEFAULT_SAMPLE_RATE = 0.1
 DEFAULT_STEPS = 600
 DEFAULT_LEARNING_RATES = {"adam": 0.03, "momentum": 0.3, "sgd": 3.0}
@@ -131,11 +132,11 @@ class Config:
         ):
             one_of(name, getattr(self, name), choices)
         models.check_name(self.model)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"hidden must be widths of at least 1, got {self.hidden}")
+        if not self.hidden or not 1 <= min(self.hidden) <= max(self.hidden) <= MAX_WIDTH:
+            raise ConfigError(f"hidden must be widths from 1 to {MAX_WIDTH}, got {self.hidden}")
         _in_range("epsilon", self.epsilon, above=0)
         _in_range("noise_multiplier", self.noise_multiplier, above=0)
-        _in_range("delta", self.delta, above=0, below=1)
+        _in_range("delta", self.delta, above=0, at_most=0.01)
         _in_range("max_grad_norm", self.max_grad_norm, at_least=1e-6, at_most=1e6)
         _in_range("sample_rate", self.sample_rate, above=0, at_most=1)
         _in_range("batch_size", self.batch_size, above=0)
@@ -194,7 +195,7 @@ class Config:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint that names the valid word nearest to a misspelt one, or nothing."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -233,4 +234,5 @@ def _in_range(
         )
         if math.isfinite(limit)
     ]
-    raise ConfigError(f"{name} must be finite and {' and '.join(limits)}, got {value:g}")
+    kind = "" if isinstance(value, int) else "finite and "
+    raise ConfigError(f"{name} must be {kind}{' and '.join(limits)}, got {value:g}")

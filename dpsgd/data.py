@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ def load_dataset(path: Path | str, comm: MPI.Intracomm) -> Dataset:
 
 
 def _load(path: Path, rank: int, world_size: int) -> Dataset:
-    if not path.exists():
+    if not os.path.lexists(path):
         demo = "make demo makes one, and " if path == Path("data/demo") else ""
         raise DatasetError(
             f"data set {path} does not exist; {demo}`python -m preprocess --input RAW.csv "
@@ -94,6 +95,8 @@ def _load(path: Path, rank: int, world_size: int) -> Dataset:
             parts[split] = Rows(features=features, labels=codes[schema["label"]].astype(np.float32))
     except DataError as error:
         raise DatasetError(str(error)) from None
+    except OSError as error:
+        raise DatasetError(f"data set {path} cannot be read: {error.strerror}") from None
     except (KeyError, TypeError) as error:
         raise DatasetError(
             f"data set {path}: manifest.json or schema.json is incomplete ({error}); make it again "

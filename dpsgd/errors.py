@@ -5,6 +5,9 @@ Exit codes: 0 done, 2 usage or configuration, 3 privacy budget, 4 launch, 5 data
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as a shell reports it."""
+
 CRASHED = 70
 """Exit code of a job in which a rank raised anything that is not a `UserError`."""
 

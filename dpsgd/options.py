@@ -17,6 +17,13 @@ from typing import Any
 from dpsgd.config import EXCLUSIVE, Config, nearest
 from dpsgd.errors import ConfigError
 
+KINDS = {
+    "integer": "an integer",
+    "number": "a number",
+    "true|false": "true or false",
+    "widths": "widths such as 64 or 64,32",
+}
+
 NAMES = tuple(f.name for f in fields(Config))
 
 
@@ -45,7 +52,7 @@ def parse(name: str, text: str) -> Any:
     try:
         return metadata["parse"](text)
     except ValueError:
-        raise ConfigError(f"{name} must be a {metadata['kind']}, got {text!r}") from None
+        raise ConfigError(f"{name} must be {KINDS[metadata['kind']]}, got {text!r}") from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

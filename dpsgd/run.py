@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
 import time
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import dpsgd
-from collectives.guard import crash
+from collectives.guard import WorldError, crash, start
 from dpsgd import options
 from dpsgd.config import Config, nearest
-from dpsgd.errors import CRASHED, ConfigError, LaunchError, UserError
+from dpsgd.errors import CRASHED, INTERRUPTED, ConfigError, LaunchError, UserError
 from launch import world as launched
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if launched.under_torchrun():
             raise LaunchError("started by torchrun; start with mpirun -np N python -m dpsgd.run")
-        quiet = contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None)
-        with quiet:  # --help and --version print, once
+        stdout = sys.stdout if speaks else io.StringIO()
+        with contextlib.redirect_stdout(stdout):  # --help and --version print, once
             config, json_to = parse(sys.argv[1:] if arguments is None else arguments)
         threads = launched.share_cores()
         comm = _start_mpi()
@@ -105,24 +105,20 @@ def main(arguments: list[str] | None = None) -> int:
         return _train(config, json_to, comm, threads, started)
     except UserError as error:  # agreed upon by all ranks
         return _report(error) if comm.rank == 0 else error.exit_code
+    except KeyboardInterrupt:
+        if speaks:
+            message = "interrupted; the steps reserved so far stay charged in the ledger"
+            print(f"dpsgd.run: {message}", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # without MPI_Finalize, which would wait for the other ranks
     except BaseException:
         crash(comm, "dpsgd.run", CRASHED)
 
 
 def _start_mpi() -> MPI.Intracomm:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # mpi4py's suspicion is checked, and said better, below
-        try:
-            from collectives.transports import mpi
-        except (ImportError, RuntimeError) as error:
-            raise LaunchError(
-                f"MPI cannot be loaded ({error}); install one: pip install 'dpsgd[mpich]'"
-            ) from None
-    comm = mpi.world()
-    mismatch = launched.world_mismatch(comm.size)
-    if mismatch:
-        raise LaunchError(mismatch)
-    return comm
+    try:
+        return start()
+    except WorldError as error:
+        raise LaunchError(str(error)) from None
 
 
 def _train(
@@ -140,6 +136,8 @@ def _train(
         from dpsgd.show import Show, plan_lines
 
         show = Show(config.progress, sys.stderr if json_to == "-" else sys.stdout)
+        if target := config.resolved_epsilon():
+            show.line(f"calibrating the noise for epsilon {target:g} at delta {config.delta:g}")
 
         def progress(now: trainer.Progress) -> None:
             if now.step == 1:
@@ -151,9 +149,9 @@ def _train(
 
     try:
         result = trainer.train(config, dataset, comm, progress)
-    except UserError:
+    except BaseException:
         if comm.rank == 0:
-            run_folder.discard(folder)
+            run_folder.discard(folder)  # only if nothing is in it
         raise
     if comm.rank == 0:
         show.stop()

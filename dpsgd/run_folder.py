@@ -34,7 +34,7 @@ def create(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove the folder of a run that was refused before its first step."""
+    """Remove the folder of a run that ended before it wrote anything."""
     with contextlib.suppress(OSError):  # it is not empty: something ran
         folder.rmdir()
 

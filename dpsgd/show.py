@@ -36,7 +36,7 @@ class Show:
         self._style = style
         self.console = Console(
             file=stream,
-            force_terminal=True if style == "bar" else None,
+            force_terminal=True if style == "bar" else (False if under_launcher() else None),
             width=shutil.get_terminal_size((100, 24)).columns,
             highlight=False,
             markup=False,
@@ -46,9 +46,8 @@ class Show:
         self._next_look = 0.0
 
     def line(self, text: str) -> None:
-        """One line of text."""
-        if self._style != "none":
-            self.console.print(text, soft_wrap=True)
+        """One line of text, however long."""
+        self.console.print(text, soft_wrap=True)
 
     def progress(self, now: Progress) -> dict[str, Any] | None:
         """Show a step if it is time to; returns what was shown."""
@@ -70,7 +69,7 @@ class Show:
         text = f"{facts['examples_per_second']:>11,.0f} examples/s  {_spent(facts['epsilon'], run)}"
         if self._style == "bar":
             self._draw(now, text)
-        else:
+        elif self._style == "lines":
             self.line(f"step {now.step:>6} / {run.steps}  {text}")
         return facts
 
@@ -98,13 +97,13 @@ class Show:
 
     def result(self, result: Result, folder: Path) -> None:
         """Metrics, where the time went, and the privacy statement."""
-        if self._style == "none":
-            return
         self.line("")
+        self.line("Test split (exact, not covered by epsilon)")
         self.console.print(_metrics_table(result))
+        self.line(f"Seconds by phase, {result.run.steps} steps in {result.seconds:.2f} s")
         self.console.print(_phase_table(result))
         self.line("")
-        self.line(paragraph(result.privacy))
+        self.console.print(paragraph(result.privacy))
         self.line("")
         self.line(f"run folder: {folder}")
 
@@ -124,7 +123,7 @@ def plan_lines(run: Run, allreduce: str, engine: str) -> list[str]:
     return [
         f"{run.model.name} with {run.model.num_params} parameters on {run.num_examples} training "
         f"{run.unit}s; {run.world_size} ranks, all-reduce {allreduce}, engine {engine}",
-        f"{run.steps} steps, Poisson rate {run.sample_rate:g} (expected batch "
+        f"{run.steps} steps, Poisson sampling at rate {run.sample_rate:g} (expected batch "
         f"{run.expected_batch_size:.0f}), {noise}: {promise}",
     ]
 
@@ -134,7 +133,7 @@ def _spent(epsilon: float | None, run: Run) -> str:
 
 
 def _metrics_table(result: Result) -> Table:
-    table = Table(title="Test split (exact, not covered by epsilon)", title_justify="left")
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in result.metrics.items():
@@ -143,10 +142,7 @@ def _metrics_table(result: Result) -> Table:
 
 
 def _phase_table(result: Result) -> Table:
-    table = Table(
-        title=f"Seconds by phase, {result.run.steps} steps in {result.seconds:.2f} s",
-        title_justify="left",
-    )
+    table = Table()
     for column in ("phase", "mean over ranks", "min", "max"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for name, seconds in result.phases.items():

@@ -54,19 +54,34 @@ def paragraph(privacy: dict[str, Any]) -> str:
     if not privacy["private"]:
         return f"{NOT_PRIVATE}: {privacy['reason']}. This model carries no privacy guarantee."
     unit = privacy["unit"]
+    loose = privacy["delta"] > 1 / privacy["num_examples"]
+    warning = (
+        f" Beware: delta is larger than 1 / {privacy['num_examples']}, which would even allow to "
+        f"publish one {unit} at random."
+        if loose
+        else ""
+    )
+    if privacy["epsilon_all_runs"] == "inf":
+        together = (
+            "together have no finite epsilon at this delta, because one of them was not private "
+            "(--no-privacy, --insecure-seed) or they spent too much"
+        )
+    else:
+        together = (
+            f"together have epsilon at most {shown(privacy['epsilon_all_runs'])} at the same delta"
+        )
     return (
         f"The model is ({shown(privacy['epsilon'])}, {privacy['delta']:g})-differentially private "
         f"for one {unit}: replacing any one training {unit} by one with zero gradient changes the "
-        f"probability of any outcome by at most a factor e^epsilon, up to delta. It was trained "
-        f"with {privacy['steps']} steps of DP-SGD on {privacy['num_examples']} {unit}s, Poisson "
-        f"sampling at rate {privacy['sample_rate']:g}, gradients clipped to norm "
+        f"probability of any outcome by at most a factor e^epsilon, up to delta.{warning} It was "
+        f"trained with {privacy['steps']} steps of DP-SGD on {privacy['num_examples']} {unit}s, "
+        f"Poisson sampling at rate {privacy['sample_rate']:g}, gradients clipped to norm "
         f"{privacy['max_grad_norm']:g} and noise multiplier {privacy['noise_multiplier']:.4f}; "
         f"accounting by {privacy['accountant']}. The guarantee covers the weights, computationally "
         f"(AES-256), for everyone who sees only what is published. Ranks and the network between "
         f"them are trusted: for one who reads a link, or another rank than the {unit}'s own, while "
         f"it trains, epsilon is at most {shown(privacy['epsilon_rank_or_link'])}. All runs in the "
-        f"ledger of this data set together have epsilon at most "
-        f"{shown(privacy['epsilon_all_runs'])} at the same delta. "
+        f"ledger of this data set {together}. "
         f"Test metrics are exact and not covered; nor are the choice of options, timing, rounding "
         f"inside the float64 arithmetic of the noise generator, a rank that departs from the "
         f"protocol, or restored copies of the ledger."

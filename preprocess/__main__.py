@@ -143,7 +143,11 @@ def _print_summary(
     if counts["refused"]:
         where = options.output / QUARANTINE
         print(f"Refused records, with line numbers and reasons: {where}", file=file)
-    print("These counts are exact and not covered by any epsilon: keep them inside.", file=file)
+    print(
+        "The number of training records will be part of every privacy statement. The other counts "
+        "are exact and not covered by any epsilon: keep them inside.",
+        file=file,
+    )
     dataset = shlex.quote(str(options.output))
     print(f"Next: mpirun -np 4 python -m dpsgd.run --data {dataset}", file=file)
 

@@ -43,7 +43,10 @@ def parse_header(line: bytes, spec: Spec) -> Layout:
             raise DataError(f"file {problem}")
     fields = split_line(line.decode("utf-8", errors="replace"))
     if fields is None:
-        raise DataError("header has a quote that does not end, or text after a closing quote")
+        raise DataError(
+            "header has a quote that does not end, or text after a closing quote"
+            + _separator_hint(line)
+        )
     names = [field.strip(BLANKS).lower() for field in fields]
     if problems := _problems(names, spec):
         hint = _separator_hint(line) if len(names) == 1 else ""

@@ -63,6 +63,7 @@ def write_synthetic(path: Path, num_rows: int, seed: int) -> None:
         raise UsageError(f"--output must be a file, got {path}")
     temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:

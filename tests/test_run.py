@@ -7,13 +7,14 @@ import math
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import collectives
-from helpers import Launch
+from helpers import ROOT, Launch, clean_environment
 
 pytestmark = pytest.mark.mpi
 HERE = Path(__file__).parent
@@ -62,6 +63,20 @@ def test_the_verbatim_command_trains_on_the_demos_data(
     assert run["examples_per_second"] == pytest.approx(expected * 600 / run["seconds"])
     reserved = [json.loads(line).get("events", 0) for line in ledger.read_text().splitlines()]
     assert sum(reserved) == 600
+
+
+def test_the_demo_shows_nothing_but_our_own_lines(tmp_path: Path) -> None:
+    """`make demo` in an empty folder, with this environment in place of a new one."""
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    done = subprocess.run(
+        ["make", "-f", ROOT / "Makefile", "-o", ".venv/.core", "demo"],
+        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "25,000 records read" in done.stdout
+    assert "differentially private" in " ".join(done.stdout.split())
+    assert (tmp_path / "data/demo.ledger.jsonl").exists()
 
 
 def test_a_run_folder_is_complete_and_its_owners_only(
@@ -314,6 +329,7 @@ def test_help_and_version_come_once(mpirun: Launch) -> None:
     assert shown.returncode == 0
     assert shown.stdout.startswith("usage: ")
     assert shown.stdout.count("usage: ") == 1
+    assert shown.stderr == ""
     assert mpirun(3, *RUN, "--version").stdout.count("dpsgd ") == 1
 
 

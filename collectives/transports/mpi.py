@@ -11,11 +11,19 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from collectives.guard import WorldError
 from collectives.transports.base import Message
+from launch.world import world_mismatch
 
 
 def world() -> MPI.Intracomm:
-    """All ranks that the launcher started together."""
+    """All ranks that the launcher started together.
+
+    Raises WorldError if the launcher meant another world: N ranks that do not find each other would
+    train N models, each on all of the data.
+    """
+    if mismatch := world_mismatch(MPI.COMM_WORLD.size):
+        raise WorldError(mismatch)
     return MPI.COMM_WORLD
 
 

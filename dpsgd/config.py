@@ -34,7 +34,7 @@ DEFAULT_EPSILON = 3.0
 MAX_WIDTH = 2**16
 DEFAULT_SAMPLE_RATE = 0.1
 DEFAULT_STEPS = 600
-DEFAULT_LEARNING_RATES = {"adam": 0.03, "momentum": 0.3, "sgd": 3.0}
+DEFAULT_LEARNING_RATES = {"adam": 0.03, "momentum": 1.0, "sgd": 10.0}
 
 
 def _flag(text: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dpsgd import metrics, models, optimizers
+from dpsgd.config import OPTIMIZERS
 from dpsgd.data import encode
 from helpers import ROOT
 from launch import world
@@ -22,7 +23,7 @@ def test_every_optimizer_equals_its_reference() -> None:
         "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
         "adam": lambda p: torch.optim.Adam(p, lr=0.05),
     }
-    assert set(made) == set(optimizers.OPTIMIZERS)
+    assert set(made) == set(optimizers.OPTIMIZERS) == set(OPTIMIZERS)
     generator = np.random.default_rng(0)
     for name, reference in made.items():
         ours = generator.normal(size=50).astype(np.float32)

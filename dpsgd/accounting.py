@@ -130,6 +130,11 @@ def rdp_epsilon(
     steps: Sequence[Steps], delta: float, orders: Sequence[float] | None = None
 ) -> float:
     """Epsilon by Renyi differential privacy alone."""
+    return _rdp_epsilon(tuple(steps), delta, None if orders is None else tuple(orders))
+
+
+@lru_cache(64)
+def _rdp_epsilon(steps: tuple[Steps, ...], delta: float, orders: tuple[float, ...] | None) -> float:
     from dp_accounting import rdp
 
     _silence()

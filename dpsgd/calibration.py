@@ -43,13 +43,13 @@ def calibrate(
         high = _smallest(by_rdp, target, 1.0)  # where the quick bound is satisfied
     except PrivacyError:
         high = MAX_NOISE_MULTIPLIER
-    if (best := reached(high)[0]) > target:
+    best, interval = reached(high)
+    if best > target:
         raise PrivacyError(
             f"epsilon {target:g} cannot be reached at delta {delta:g} with sample_rate "
             f"{sample_rate:g} and {count} steps: noise_multiplier {high:g} still gives epsilon "
             f"{best:.3g}; ask for a larger epsilon, fewer steps or a smaller sample_rate"
         )
-    interval = reached(high)[1]
     try:
         return _by_correction(coarse, fine, target, high)
     except PrivacyError:  # the intervals are too wide for an epsilon this small

@@ -19,8 +19,9 @@ Guarantees:
 `split` noise: each rank adds N(0, sigma^2 Delta^2 / world_size), rounded to the grid, before the
 collective. A sum of rounded normals of standard deviation s is within exp(-pi^2 s^2 / g^2) total
 variation, for each rank and coordinate, of a rounded normal, so s >= 4 g is required: e^-150.
-Source: Kairouz, Liu and Steinke, "The distributed discrete Gaussian mechanism for federated
-learning with secure aggregation" (2021), section 4, for sums on a grid.
+The bound is Poisson summation: what tells a rounded sum from a rounded normal are the aliases of
+the characteristic function. (Kairouz, Liu and Steinke, "The distributed discrete Gaussian mechanism
+for federated learning with secure aggregation", 2021, treat the same setting with other noise.)
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from helpers import FULTON, Launch, clean_environment
+from preprocess.synthetic import write_synthetic
+from preprocess_samples import GOOD
 
 
 @pytest.fixture
@@ -56,6 +58,16 @@ def fulton() -> Path:
     if not FULTON.exists():
         pytest.skip("the census file fulton_ga_2000.csv is not beside this checkout")
     return FULTON
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,000 synthetic records, then one with a field too many, one odd and one missing age."""
+    path = tmp_path_factory.mktemp("raw") / "raw.csv"
+    write_synthetic(path, 1000, seed=1)
+    with path.open("a") as file:
+        file.write(f"{GOOD},1\n{GOOD.replace('51', 'x')}\n{GOOD.replace('51', 'NA')}\n")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -24,3 +24,11 @@ def clean_environment(**more: str) -> dict[str, str]:
     """The environment without anything that configures the program."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DPSGD_")}
     return kept | OPEN_MPI_AS_ROOT | more
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line of ours on stderr; the launcher's own text may follow."""
+    ours = [line for line in done.stderr.splitlines() if line.startswith("dpsgd.run: error:")]
+    assert len(ours) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return ours[0]

@@ -14,30 +14,10 @@ import dpsgd
 import preprocess
 from preprocess import __main__ as command
 from preprocess import engines, shards
-from preprocess.synthetic import write_synthetic
+from preprocess_samples import run
 
 ROOT = Path(__file__).parents[1]
 FULTON = ROOT.parent / "shared/data/census/fulton_ga_2000.csv"
-GOOD = "13,1101,1,51,11,2200,0,0,0,1,0,1,0,0,0,0,1,13121"
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "raw.csv"
-    write_synthetic(path, 1000, seed=1)
-    with path.open("a") as file:
-        file.write(f"{GOOD},1\n{GOOD.replace('51', 'x')}\n{GOOD.replace('51', 'NA')}\n")
-    return path
-
-
-def run(*arguments: str | Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *python, "-m", "preprocess", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 @pytest.mark.parametrize("engine", engines.CHOICES)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,31 +9,11 @@ import pytest
 from preprocess import __main__ as command
 from preprocess import engines
 from preprocess.spec import CENSUS_2000
-from preprocess.synthetic import write_synthetic
+from preprocess_samples import GOOD, run
 
 ROOT = Path(__file__).parents[1]
 CALIFORNIA = ROOT.parent / "shared/data/census/california_2000_extract.csv"
 HEADER = ",".join(CENSUS_2000.header)
-GOOD = "13,1101,1,51,11,2200,0,0,0,1,0,1,0,0,0,0,1,13121"
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "raw.csv"
-    write_synthetic(path, 1000, seed=1)
-    with path.open("a") as file:
-        file.write(f"{GOOD},1\n{GOOD.replace('51', 'x')}\n{GOOD.replace('51', 'NA')}\n")
-    return path
-
-
-def run(*arguments: str | Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *python, "-m", "preprocess", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
 
 
 def fail(capsys: pytest.CaptureFixture[str], code: int, words: str, *arguments: str | Path) -> None:

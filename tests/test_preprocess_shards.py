@@ -4,45 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from preprocess import shards, writer
-from preprocess.engines.base import Cleaned, Refused
 from preprocess.errors import DataError
-from preprocess.records import Refusal
 from preprocess.spec import CENSUS_2000, as_schema
-from preprocess.split import Split
-from preprocess.writer import new_dataset, write_dataset
-
-NAMES = [column.name for column in CENSUS_2000.columns]
-REFUSED = [
-    Refused(7, Refusal("age", 'a"b,c', "not-an-integer")),
-    Refused(9, Refusal("", "17", "field-count")),
-]
-
-
-def cleaned(num_rows: int = 200, num_shards: int = 4) -> Cleaned:
-    """Rows that say where they came from: the codes of column c in row r are (r + c) mod 251."""
-    rows = np.arange(num_rows)
-    return Cleaned(
-        codes=((rows[:, None] + np.arange(len(NAMES))) % 251).astype(np.uint8),
-        sides=(rows % 5 == 0).astype(np.uint8),
-        shards=(rows * 7 % num_shards % 3).astype(np.uint16),  # the last shard stays empty
-        refused=REFUSED,
-        imputed=Counter({"educ": 2, "age": 1}),
-    )
-
-
-def write(path: Path, rows: Cleaned | None = None) -> dict[str, Any]:
-    split = Split(shards=4)
-    with new_dataset(path) as folder:
-        return write_dataset(folder, rows or cleaned(), CENSUS_2000, split, "sequential")
+from preprocess_samples import NAMES, cleaned, write
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import stat
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 import collectives
-from helpers import ROOT, Launch, clean_environment
+from helpers import ROOT, Launch, clean_environment, one_line
 
 pytestmark = pytest.mark.mpi
 HERE = Path(__file__).parent
@@ -32,14 +31,6 @@ def strict_json(path: Path) -> dict[str, Any]:
 def run_json(done: subprocess.CompletedProcess[str], folder: Path) -> dict[str, Any]:
     assert done.returncode == 0, done.stdout + done.stderr
     return strict_json(folder / "run.json")
-
-
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The only line of ours on stderr; the launcher's own text may follow."""
-    ours = [line for line in done.stderr.splitlines() if line.startswith("dpsgd.run: error:")]
-    assert len(ours) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return ours[0]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
@@ -200,12 +191,6 @@ def test_a_training_that_diverges_still_leaves_its_model(
     assert (tmp_path / "run/model.safetensors").exists()
 
 
-def test_a_usage_error_is_reported_whatever_rank_a_variable_of_another_tool_says(
-    python: Launch,
-) -> None:
-    assert python(*RUN, "--epsiln", "3", RANK="1").returncode == 2
-
-
 def test_ranks_without_rows_take_part(mpirun: Launch, python: Launch, tmp_path: Path) -> None:
     python("-m", "preprocess.synthetic", "--rows", "4", "--seed", "1", "--output", "few.csv")
     made = python("-m", "preprocess", "--input", "few.csv", "--output", "few")
@@ -229,99 +214,6 @@ def test_the_library_call_is_all_that_the_command_line_does(
     typed = python(*RUN, "--data", dataset, "--ledger", "l", "--out", "run", "--insecure-seed", "4",
                    "--steps", "20")  # fmt: skip
     assert called.stdout.strip() == run_json(typed, tmp_path / "run")["model_sha256"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "complaint"),
-    [
-        (["--data", "nowhere"], 5, "data set nowhere does not exist"),
-        (["--epsilon", "1e-9"], 3, "epsilon 1e-09 cannot be reached"),
-        (["--epsilon", "1e9"], 3, "epsilon 1e+09 cannot be reached"),
-        (["--epsilon", "nan"], 2, "epsilon must be finite"),
-        (["--noise-multiplier", "0.001"], 3, "noise_multiplier 0.001 gives no epsilon"),
-        (["--noise-multiplier", "1", "--epsilon", "1"], 2, "exclude each other"),
-        (["--batch-size", "9999999"], 2, "batch_size must be at most the"),
-        (["--model", "batchnorm"], 2, "batch normalisation mixes"),
-        (["--allreduce", "rng"], 2, "did you mean ring"),
-        (["--engine", "fussed"], 2, "did you mean fused"),
-        (["--ledger", "no/where"], 2, "give a writable file with --ledger or DPSGD_LEDGER"),
-        (["--config", "no.toml"], 2, "config file no.toml cannot be read"),
-        (["--json", "no/where.json"], 2, "--json must be a writable file, got no/where.json"),
-    ],
-)
-def test_bad_input_ends_all_ranks_with_one_line_and_the_right_code(
-    mpirun: Launch, tmp_path: Path, dataset: Path, arguments: list[str], code: int, complaint: str
-) -> None:
-    done = mpirun(3, *RUN, "--data", dataset, *arguments)
-    assert done.returncode == code, done.stderr
-    assert complaint in one_line(done)
-    assert "step" not in done.stdout
-    assert not list(tmp_path.glob("runs/*")), "a refused run leaves no folder"
-
-
-def test_without_the_demos_data_the_command_that_makes_it_is_named(mpirun: Launch) -> None:
-    done = mpirun(2, *RUN)
-    assert done.returncode == 5
-    assert "make demo" in one_line(done)
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "complaint"),
-    [
-        ("manifest.json", lambda text: text.replace('"unit"', '"unti"'), "is incomplete ('unit')"),
-        ("schema.json", lambda text: text.replace("2.6", "260"), "was changed or damaged"),
-        ("manifest.json", lambda text: text.replace('"record"', '"household"'), "unit of privacy"),
-        ("manifest.json", lambda text: text[: len(text) // 2], "manifest.json"),
-        ("schema.json", lambda text: "", "schema.json"),
-    ],
-)
-def test_a_data_set_that_cannot_be_trusted_is_refused(
-    mpirun: Launch, tmp_path: Path, dataset: Path, file: str, change: Any, complaint: str
-) -> None:
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(dataset, copy)
-    (copy / file).write_text(change((copy / file).read_text()))
-    done = mpirun(2, *RUN, "--data", copy)
-    assert done.returncode == 5
-    assert complaint in one_line(done)
-
-
-@pytest.mark.parametrize("variable", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_a_world_that_the_launcher_did_not_mean_is_refused(
-    python: Launch, dataset: Path, variable: str
-) -> None:
-    done = python(*RUN, "--data", dataset, **{variable: "4"})
-    assert done.returncode == 4
-    assert re.search(rf"started 4 ranks \({variable}\) but MPI has a world of 1", one_line(done))
-
-
-def test_torchrun_is_refused_and_mpirun_named(python: Launch, dataset: Path) -> None:
-    done = python(*RUN, "--data", dataset, TORCHELASTIC_RUN_ID="x", RANK="0")
-    assert done.returncode == 4
-    assert "mpirun" in one_line(done)
-
-
-@pytest.mark.parametrize(
-    ("how", "rank", "shown"),
-    [
-        ("exception", "2", "ZeroDivisionError: on purpose"),
-        ("exception", "all", "ZeroDivisionError: on purpose"),
-        ("exit", "1", "SystemExit: 0"),
-    ],
-)
-def test_an_exception_on_a_rank_ends_the_job_with_one_traceback(
-    mpirun: Launch, tmp_path: Path, dataset: Path, how: str, rank: str, shown: str
-) -> None:
-    ledger = tmp_path / "l"
-    done = mpirun(4, HERE / "ranks_crash.py", how, rank, "--data", dataset, "--ledger", ledger)
-    assert done.returncode == 70
-    assert done.stderr.count("Traceback") == 1, done.stderr
-    assert f"rank {0 if rank == 'all' else rank} crashed" in done.stderr
-    assert shown in done.stderr
-    entries = [json.loads(line)["entry"] for line in ledger.read_text().splitlines()]
-    assert entries == ["run", "reserve"], "what was reserved stays spent after a crash"
 
 
 def test_help_and_version_come_once(mpirun: Launch) -> None:

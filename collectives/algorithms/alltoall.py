@@ -13,9 +13,8 @@ Four ranks, one part:
 Cost: 1 round, (p - 1) messages and (p - 1) n bytes sent by every rank:
 (p - 1) (alpha + n beta + n gamma), and the incast of p - 1 senders on top.
 
-Reference: the first distributed DP-SGD on census data used it; Thakur, Rabenseifner and Gropp,
-"Optimization of collective communication operations in MPICH" (2005), section 4.5, gives the tree
-and ring alternatives.
+Reference: Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in
+MPICH" (2005), which compares all-reduces in these terms.
 """
 
 from __future__ import annotations

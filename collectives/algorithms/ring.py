@@ -17,7 +17,7 @@ Cost: 2 (p - 1) rounds, every rank sends 2 (p - 1) / p n bytes, the least possib
 2 (p - 1) alpha + 2 (p - 1) / p n beta + (p - 1) / p n gamma. Best for long buffers, slow to start.
 
 Reference: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of
-workstations" (2009), section 3.
+workstations" (2009).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Cost: 2 ceil(lg p) rounds; rank 0 sends ceil(lg p) n bytes and receives as many:
 2 lg p (alpha + n beta) + lg p n gamma. Few messages, so good for short buffers over slow links.
 
 Reference: Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in
-MPICH" (2005), sections 4.3 (broadcast) and 4.5 (reduce).
+MPICH" (2005), on broadcast and reduce.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ one example is the outer product of a_l and g_l, so nothing per example is ever 
     clipped sum of layer  =  a_l^T (c g_l)        with c_i = min(1, C / norm_i)
 
 All terms of the norm are positive, so it cannot cancel. Source: Goodfellow, "Efficient per-example
-gradient computations" (2015), section 2; the clipped sum as one product is the book-keeping of
+gradient computations" (2015); the clipped sum as one product is the book-keeping of
 Bu, Wang, Zha and Karypis, "Differentially private optimization on large model at small cost"
-(2023), section 3.
+(2023).
 
 Rounding. Products are summed in float32 in blocks of at most 128 rows and the blocks in float64: a
 block of n rows can be off by n (n + 2) 2^-24 C, and twice that between two neighbouring data sets,

@@ -17,9 +17,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from collectives.algorithms import ALGORITHMS
-from collectives.all_reduce import AllReduce
-from collectives.vendor import VENDORS
+from launch.python import require_python
+
+require_python()
+
+from collectives.algorithms import ALGORITHMS  # noqa: E402
+from collectives.all_reduce import AllReduce  # noqa: E402
+from collectives.vendor import VENDORS  # noqa: E402
 
 if TYPE_CHECKING:
     from mpi4py import MPI

@@ -37,10 +37,18 @@ def start() -> MPI.Intracomm:
         warnings.simplefilter("ignore")  # mpi4py's suspicion is checked, and said better, in world
         try:
             from collectives.transports import mpi
+        except WorldError:
+            raise
+        except ModuleNotFoundError as error:
+            raise WorldError(
+                f"{error.name} is not installed for this Python, {sys.executable}; make install "
+                f"makes an environment, then start .venv/bin/python"
+            ) from None
         except (ImportError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise WorldError(
-                f"MPI cannot be loaded ({reason}); install one: pip install 'dpsgd[mpich]'"
+                f"MPI cannot be loaded ({reason}); install one: pip install 'dpsgd[mpich]'; "
+                f"python -m launch doctor says what is here"
             ) from None
     return mpi.world()
 

@@ -67,15 +67,27 @@ Rounds = Callable[[int, int], Iterator[Round]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What the busiest rank does. A fraction of 1.5 means one and a half buffers."""
+
+    rounds: int
+    messages: int
+    sent: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Algorithm:
     """One all-reduce. Give `all_reduce`, or both halves and the parts owned between them.
 
-    `num_parts(world_size)` is the number of pieces of the buffer. `owned(rank, world_size)` is the
-    range of parts that a rank holds finished after `reduce_scatter`.
+    `num_parts(world_size)` is the number of pieces of the buffer. `traffic(world_size)` is what the
+    algorithm promises of its busiest rank; where the world size is no power of two, the rounds are
+    an upper bound. `owned(rank, world_size)` is the range of parts that a rank holds finished after
+    `reduce_scatter`.
     """
 
     name: str
     num_parts: Callable[[int], int]
+    traffic: Callable[[int], Traffic]
     all_reduce: Rounds | None = None
     reduce_scatter: Rounds | None = None
     all_gather: Rounds | None = None

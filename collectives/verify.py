@@ -16,20 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from collectives.schedule import ADD, COPY, Algorithm, Exchange, Round
+from collectives.schedule import ADD, COPY, Algorithm, Exchange, Round, Traffic
 
 
 class ScheduleError(Exception):
     """A schedule is wrong; the message says for which ranks and where."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traffic:
-    """What the busiest rank does. A fraction of 1.5 means one and a half buffers."""
-
-    rounds: int
-    messages: int
-    sent: float
 
 
 @dataclass
@@ -97,6 +88,7 @@ def _verify_ownership(algorithm: Algorithm, world_size: int) -> None:
     half = Algorithm(
         name=f"{algorithm.name} (reduce_scatter)",
         num_parts=algorithm.num_parts,
+        traffic=algorithm.traffic,
         all_reduce=algorithm.reduce_scatter,
     )
     ranks = _start(half, world_size)

@@ -27,11 +27,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from launch.python import require_python
+
 if TYPE_CHECKING:
     from dpsgd.config import Config
     from dpsgd.data import Dataset, load_dataset
     from dpsgd.errors import UserError
     from dpsgd.trainer import Result, train
+
+require_python()
 
 __version__ = "0.1.0"
 

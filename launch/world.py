@@ -14,6 +14,10 @@ RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
 LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
+TERMINAL_COLUMNS = "LAUNCH_TERMINAL_COLUMNS"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+BESIDE_THIS_PYTHON = "start with the mpirun of the MPI that mpi4py loads, beside this Python"
+
 
 def _first_number(names: tuple[str, ...], environment: Mapping[str, str]) -> int | None:
     for name in names:
@@ -38,10 +42,45 @@ def under_launcher(environment: Mapping[str, str] = os.environ) -> bool:
     return _first_number(RANK_VARIABLES, environment) is not None
 
 
+def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment without what an enclosing job left in it, for starting a job of its own.
+
+    A program or notebook that has started Open MPI without a launcher hands such variables to its
+    children, too. What configures an MPI is kept.
+    """
+    left = (*RANK_VARIABLES[:3], *WORLD_SIZE_VARIABLES[:2], *LOCAL_SIZE_VARIABLES[:2])
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in left
+        and (not name.startswith(("PMI_", "PMIX_")) or name.startswith("PMIX_MCA_"))
+    }
+
+
+def terminal_columns(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Width of the terminal that people watch, where `launch local` told of one."""
+    text = environment.get(TERMINAL_COLUMNS, "")
+    return int(text) if text.isdecimal() else None
+
+
 def ranks_on_this_node(environment: Mapping[str, str] = os.environ) -> int:
     """How many ranks share this machine; the whole world where the launcher does not say."""
     local = _first_number(LOCAL_SIZE_VARIABLES, environment)
     return local or _first_number(WORLD_SIZE_VARIABLES, environment) or 1
+
+
+def foreign_launcher(vendor: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """None, or why ranks with an MPI library of `vendor` would not find each other.
+
+    For the moment before MPI starts: MPICH aborts under Open MPI's mpirun, and Open MPI under
+    MPICH's starts as many worlds of one rank as there are processes.
+    """
+    open_mpi = "OMPI_COMM_WORLD_SIZE" in environment
+    hydra = "MPI_LOCALNRANKS" in environment  # MPICH, Intel MPI, MVAPICH
+    if open_mpi == hydra or open_mpi == (vendor == "Open MPI"):
+        return None
+    started = "Open MPI's" if open_mpi else "MPICH's"
+    return f"the launcher is {started} but mpi4py loads {vendor}: {BESIDE_THIS_PYTHON}"
 
 
 def world_mismatch(world_size: int, environment: Mapping[str, str] = os.environ) -> str | None:
@@ -58,19 +97,29 @@ def world_mismatch(world_size: int, environment: Mapping[str, str] = os.environ)
         if launched != world_size:
             return (
                 f"the launcher started {launched} ranks ({name}) but MPI has a world of "
-                f"{world_size}: start with the mpirun of the MPI that mpi4py loads, beside "
-                f"this Python"
+                f"{world_size}: {BESIDE_THIS_PYTHON}"
             )
     return None
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads_per_rank(num_ranks: int) -> int:
+    """An equal share of the cores for each of the ranks on this machine, at least one."""
+    return max(1, cores() // num_ranks)
+
+
 def share_cores(environment: dict[str, str] | os._Environ[str] = os.environ) -> int:
-    """Give each rank its share of the cores: threads per rank. Call it before importing numpy.
+    """Give this rank its share of the cores: threads per rank. Call it before importing numpy.
 
     A variable that the user has set is left alone.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = max(1, (cores or 1) // ranks_on_this_node(environment))
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    threads = threads_per_rank(ranks_on_this_node(environment))
+    for name in THREAD_VARIABLES:
         environment.setdefault(name, str(threads))
     return threads

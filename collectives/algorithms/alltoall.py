@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from collectives.schedule import ADD, Algorithm, Exchange, Round
+from collectives.schedule import ADD, Algorithm, Exchange, Round, Traffic
 
 
 def all_reduce(rank: int, world_size: int) -> Iterator[Round]:
@@ -31,4 +31,9 @@ def all_reduce(rank: int, world_size: int) -> Iterator[Round]:
         yield [Exchange(peer, (0, 1), peer, (0, 1), ADD) for peer in peers]
 
 
-ALGORITHM = Algorithm(name="alltoall", num_parts=lambda world_size: 1, all_reduce=all_reduce)
+ALGORITHM = Algorithm(
+    name="alltoall",
+    num_parts=lambda p: 1,
+    traffic=lambda p: Traffic(rounds=min(1, p - 1), messages=p - 1, sent=p - 1),
+    all_reduce=all_reduce,
+)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from collectives.schedule import ADD, COPY, Algorithm, Parts, Round, recv, send
+from collectives.schedule import ADD, COPY, Algorithm, Parts, Round, Traffic, recv, send
 
 WHOLE: Parts = (0, 1)
 
@@ -58,9 +58,15 @@ def owned(rank: int, world_size: int) -> Parts:
     return WHOLE if rank == 0 else (0, 0)
 
 
+def ceil_lg(number: int) -> int:
+    """The least k for which 2^k is at least `number`."""
+    return (number - 1).bit_length()
+
+
 ALGORITHM = Algorithm(
     name="tree",
-    num_parts=lambda world_size: 1,
+    num_parts=lambda p: 1,
+    traffic=lambda p: Traffic(rounds=2 * ceil_lg(p), messages=ceil_lg(p), sent=ceil_lg(p)),
     reduce_scatter=reduce_scatter,
     all_gather=all_gather,
     owned=owned,

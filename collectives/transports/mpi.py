@@ -8,12 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import mpi4py
 import numpy as np
-from mpi4py import MPI
 
 from collectives.guard import WorldError
 from collectives.transports.base import Message
-from launch.world import world_mismatch
+from launch.world import foreign_launcher, world_mismatch
+
+_STARTS_ITSELF = mpi4py.rc.initialize
+if _STARTS_ITSELF:  # not before its vendor is known
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+
+from mpi4py import MPI  # noqa: E402
+
+if _STARTS_ITSELF and not MPI.Is_initialized():
+    if reason := foreign_launcher(MPI.get_vendor()[0]):
+        raise WorldError(reason)
+    MPI.Init_thread()
 
 
 def world() -> MPI.Intracomm:

@@ -1,0 +1,61 @@
+"""python -m launch local -n 4 -- OPTIONS: the right mpirun line for this machine, shown, then run.
+
+What the MPI at hand wants to be told is told, and each rank gets its share of the cores as threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+
+from launch import mpi
+from launch.cli import LaunchError, Parser, shown
+from launch.world import TERMINAL_COLUMNS, cores, threads_per_rank, without_launcher
+
+PROGRAM = "dpsgd.run"
+MAX_RANKS = 4096
+
+
+def add_arguments(parser: Parser) -> None:
+    """The flags of this command."""
+    parser.usage = "python -m launch local [-n RANKS] [--dry-run] -- [options of dpsgd.run ...]"
+    parser.hint = f"options of {PROGRAM} go behind --"
+    parser.add_argument(
+        "-n", "--ranks", type=_ranks, default=cores(), help="ranks (default: one for each core)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the line, do not run it")
+    parser.add_argument(
+        "options", nargs="*", metavar="-- OPTIONS", help=f"options of {PROGRAM}, behind --"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Become the launcher, whose exit code is that of the job. LaunchError without an MPI."""
+    launcher = mpi.find_launcher()
+    if launcher is None:
+        raise LaunchError("no mpirun beside this Python or on PATH; make install brings one")
+    try:
+        found = mpi.identify(launcher)
+    except mpi.MpiError as error:
+        raise LaunchError(str(error)) from None
+    words = mpi.line(launcher, found, options.ranks, is_root=os.geteuid() == 0)
+    words += [shown(sys.executable), "-m", PROGRAM, *options.options]
+    added = {"OMP_NUM_THREADS": str(threads_per_rank(options.ranks))}
+    added = {name: value for name, value in added.items() if name not in os.environ}
+    assignments = [f"{name}={value}" for name, value in added.items()]
+    print(shlex.join([*assignments, shown(words[0]), *words[1:]]), flush=True)
+    if not options.dry_run:
+        if sys.stdout.isatty() and sys.stderr.isatty():  # ranks cannot know: they write into pipes
+            added[TERMINAL_COLUMNS] = str(shutil.get_terminal_size().columns)
+        environment = {**without_launcher(), **added, "PATH": mpi.search_path(launcher)}
+        os.execve(launcher, words, environment)
+    return 0
+
+
+def _ranks(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_RANKS:
+        raise argparse.ArgumentTypeError(f"must be an integer in 1..{MAX_RANKS}, got {text}")
+    return int(text)

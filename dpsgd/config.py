@@ -187,6 +187,19 @@ class Config:
             return DEFAULT_STEPS if self.steps is None else self.steps
         return max(1, round(self.epochs / self.resolved_sample_rate(num_examples)))
 
+    def resolved_default(self, name: str) -> Any:
+        """The value that stands in for option `name` when it is None; None if nothing does yet.
+
+        What depends on the data set or on the time is left open.
+        """
+        return {
+            "epsilon": self.resolved_epsilon(),
+            "learning_rate": self.resolved_learning_rate(),
+            "ledger": str(self.ledger_of(self.data)),
+            "sample_rate": DEFAULT_SAMPLE_RATE if self.batch_size is None else None,
+            "steps": DEFAULT_STEPS if self.epochs is None else None,
+        }.get(name)
+
     def to_json(self) -> dict[str, Any]:
         """All values as JSON types; the result is a valid configuration file."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,75 @@ KINDS = {
     "widths": "widths such as 64 or 64,32",
 }
 
+DEFAULT, NOT_GIVEN = "default", "not given"
+
 NAMES = tuple(f.name for f in fields(Config))
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value that somebody gave, and where."""
+
+    value: Any
+    origin: str
+
+
+def gather(
+    file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any]
+) -> dict[str, Given]:
+    """Merge the three places. Raises ConfigError for unknown names and for unfit values."""
+    given: dict[str, Given] = {}
+    for layer, origin in (
+        (_from_file(file) if file else {}, f"file {file}"),
+        (_from_environment(environment), "environment DPSGD_{NAME}"),
+        (command_line, "flag --{flag}"),
+    ):
+        for group in EXCLUSIVE:
+            if any(layer.get(name) not in (None, False) for name in group):
+                for name in group:
+                    given.pop(name, None)
+        for name, value in layer.items():
+            if value is not None:
+                where = origin.replace("{NAME}", name.upper()).replace("{flag}", flag_of(name))
+                given[name] = Given(value, where)
+    return given
 
 
 def load(
     file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any]
 ) -> Config:
-    """Merge the three places. Raises ConfigError for unknown names and for unfit values."""
-    values: dict[str, Any] = {}
-    for layer in (_from_file(file) if file else {}, _from_environment(environment), command_line):
-        for group in EXCLUSIVE:
-            if any(layer.get(name) not in (None, False) for name in group):
-                for name in group:
-                    values.pop(name, None)
-        values |= {name: value for name, value in layer.items() if value is not None}
-    return Config(**values)
+    """The configuration from the three places. Raises ConfigError."""
+    given = gather(file, environment, command_line)
+    return Config(**{name: one.value for name, one in given.items()})
+
+
+def flag_of(name: str) -> str:
+    """The name of an option on the command line and in a file."""
+    return name.replace("_", "-")
+
+
+def rows(config: Config, given: Mapping[str, Given]) -> list[dict[str, Any]]:
+    """Every option with its value and where that came from; None where a value is left open."""
+    values, found = config.to_json(), []
+    for name, value in values.items():
+        origin = given[name].origin if name in given else DEFAULT
+        if value is None and (value := config.resolved_default(name)) is None:
+            origin = NOT_GIVEN
+        found.append({"name": flag_of(name), "value": value, "origin": origin})
+    return found
+
+
+def as_toml(table: list[dict[str, Any]]) -> str:
+    """The rows as a file that `--config` reads: what was given, and the rest as comments."""
+    lines = []
+    for row in table:
+        value = "" if row["value"] is None else json.dumps(row["value"], ensure_ascii=False)
+        passive = "# " if row["origin"] in (DEFAULT, NOT_GIVEN) else ""
+        lines.append(f"{passive}{row['name']} = {value}".removesuffix(" = "))
+    width = max(map(len, lines))
+    return "\n".join(
+        f"{line:<{width}}  # {row['origin']}" for line, row in zip(lines, table, strict=True)
+    )
 
 
 def shown(value: Any) -> str:

@@ -13,11 +13,12 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import dpsgd
 from collectives.guard import WorldError, crash, start
@@ -29,7 +30,7 @@ from launch import world as launched
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from dpsgd.trainer import Result
+    from dpsgd.data import Dataset
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--version", action="version", version=f"dpsgd {dpsgd.__version__}")
     made.add_argument("--config", type=Path, metavar="FILE", help="options in TOML or JSON")
     made.add_argument(
+        "--print-config",
+        action="store_true",
+        help="show every option and where its value comes from, in the form of --config; then end",
+    )
+    made.add_argument(
         "--json",
         nargs="?",
         const="-",
@@ -70,9 +76,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str]) -> tuple[Config, str | None]:
-    """The configuration and where JSON goes. Raises ConfigError."""
+    """The configuration and where JSON goes. Raises ConfigError.
+
+    Ends the process, as --help does, after --print-config.
+    """
     made = parser()
-    found, unknown = made.parse_known_args(arguments)
+    found, unknown = made.parse_known_args(_with_negative_numbers(arguments))
     if unknown:
         flags = [flag for action in made._actions for flag in action.option_strings]
         hint = nearest(unknown[0].split("=")[0], flags)
@@ -82,7 +91,31 @@ def parse(arguments: list[str]) -> tuple[Config, str | None]:
         for name, value in vars(found).items()
         if name in options.NAMES and value is not None
     }
-    return options.load(found.config, os.environ, given), found.json
+    gathered = options.gather(found.config, os.environ, given)
+    config = Config(**{name: one.value for name, one in gathered.items()})
+    if found.print_config:
+        _print_config(options.rows(config, gathered), found.json)
+        raise SystemExit(0)
+    return config, found.json
+
+
+def _with_negative_numbers(arguments: list[str]) -> list[str]:
+    """`--delta -1e-5` as one word: argparse takes the number for a flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1].startswith("--") and re.match(r"-\.?\d", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _print_config(table: list[dict[str, Any]], json_to: str | None) -> None:
+    if json_to is None:
+        print(options.as_toml(table))
+    else:
+        _check_writable(json_to)
+        _write_json(json_to, {"rows": table})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,17 +134,23 @@ def main(arguments: list[str] | None = None) -> int:
         return _report(error) if speaks else 0
     except SystemExit as done:
         return int(done.code or 0)
+    except KeyboardInterrupt:
+        return _interrupted(speaks)
     try:
         return _train(config, json_to, comm, threads, started)
     except UserError as error:  # agreed upon by all ranks
         return _report(error) if comm.rank == 0 else error.exit_code
     except KeyboardInterrupt:
-        if speaks:
-            message = "interrupted; the steps reserved so far stay charged in the ledger"
-            print(f"dpsgd.run: {message}", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)  # without MPI_Finalize, which would wait for the other ranks
+        os._exit(_interrupted(speaks))  # without MPI_Finalize, which would wait for other ranks
     except BaseException:
         crash(comm, "dpsgd.run", CRASHED)
+
+
+def _interrupted(speaks: bool) -> int:
+    if speaks:
+        message = "interrupted; steps that are reserved in the ledger stay charged"
+        print(f"dpsgd.run: {message}", file=sys.stderr, flush=True)
+    return INTERRUPTED
 
 
 def _start_mpi() -> MPI.Intracomm:
@@ -130,7 +169,7 @@ def _train(
 
     on_root(comm, UserError, lambda: _check_writable(json_to))
     dataset = data.load_dataset(config.data, comm)
-    folder = on_root(comm, UserError, lambda: _make_folder(config))
+    folder = on_root(comm, UserError, lambda: _make_folder(config, dataset))
     progress = None
     if comm.rank == 0:
         from dpsgd.show import Show, plan_lines
@@ -159,7 +198,8 @@ def _train(
         run_folder.append_metrics(folder, {"step": result.run.steps, **result.metrics})
         run_folder.save(folder, result, environment)
         show.result(result, folder)
-        _write_json(json_to, result)
+        if json_to is not None:
+            _write_json(json_to, result.to_json())
     return 0
 
 
@@ -172,23 +212,25 @@ def _check_writable(json_to: str | None) -> None:
         raise ConfigError(f"--json must be a writable file, got {json_to}")
 
 
-def _make_folder(config: Config) -> Path:
-    from dpsgd import run_folder
+def _make_folder(config: Config, dataset: Dataset) -> Path:
+    from dpsgd import models, run_folder
 
+    model = models.build(config.model, dataset.num_features, config.hidden)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     folder = config.out or Path("runs") / f"{stamp}-{os.getpid()}"
-    run_folder.create(folder)
+    run_folder.create(folder, 4 * model.num_params + run_folder.SPARE_BYTES)
     return folder
 
 
-def _write_json(json_to: str | None, result: Result) -> None:
-    if json_to is None:
-        return
-    text = json.dumps(result.to_json(), allow_nan=False, indent=2)
-    if json_to == "-":
-        print(text)
-    else:
-        Path(json_to).write_text(text + "\n", encoding="utf-8")
+def _write_json(json_to: str, content: dict[str, Any]) -> None:
+    text = json.dumps(content, allow_nan=False, indent=2)
+    try:
+        if json_to == "-":
+            print(text, flush=True)
+        else:
+            Path(json_to).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json {json_to} cannot be written: {error.strerror}") from None
 
 
 def _report(error: UserError) -> int:

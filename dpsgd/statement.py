@@ -70,6 +70,11 @@ def paragraph(privacy: dict[str, Any]) -> str:
         together = (
             f"together have epsilon at most {shown(privacy['epsilon_all_runs'])} at the same delta"
         )
+    beside = (
+        "no finite epsilon holds"
+        if privacy["epsilon_rank_or_link"] == "inf"
+        else f"epsilon is at most {shown(privacy['epsilon_rank_or_link'])}"
+    )
     return (
         f"The model is ({shown(privacy['epsilon'])}, {privacy['delta']:g})-differentially private "
         f"for one {unit}: replacing any one training {unit} by one with zero gradient changes the "
@@ -80,8 +85,7 @@ def paragraph(privacy: dict[str, Any]) -> str:
         f"accounting by {privacy['accountant']}. The guarantee covers the weights, computationally "
         f"(AES-256), for everyone who sees only what is published. Ranks and the network between "
         f"them are trusted: for one who reads a link, or another rank than the {unit}'s own, while "
-        f"it trains, epsilon is at most {shown(privacy['epsilon_rank_or_link'])}. All runs in the "
-        f"ledger of this data set {together}. "
+        f"it trains, {beside}. All runs in the ledger of this data set {together}. "
         f"Test metrics are exact and not covered; nor are the choice of options, timing, rounding "
         f"inside the float64 arithmetic of the noise generator, a rank that departs from the "
         f"protocol, or restored copies of the ledger."

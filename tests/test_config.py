@@ -108,6 +108,67 @@ def test_a_value_of_the_wrong_kind_is_named(name: str, text: str) -> None:
         parse([f"--{name}", text])
 
 
+@pytest.mark.mpi
+def test_print_config_tells_every_value_and_where_it_came_from(
+    mpirun: Launch, tmp_path: Path
+) -> None:
+    (tmp_path / "o.toml").write_text("max-grad-norm = 0.5\nepsilon = 1\nhidden = [32, 16]\n")
+    flags = (
+        "--config",
+        "o.toml",
+        "--allreduce",
+        "tree",
+        "--noise-multiplier",
+        "3",
+        "--print-config",
+    )
+    done = mpirun(3, "-m", "dpsgd.run", *flags, DPSGD_STEPS="20")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split("  # ") for line in done.stdout.splitlines()]
+    shown = {value.strip(): origin for value, origin in lines}
+    assert len(shown) == len(NAMES), "each option once, from one rank"
+    assert shown["max-grad-norm = 0.5"] == "file o.toml"
+    assert shown["hidden = [32, 16]"] == "file o.toml"
+    assert shown["steps = 20"] == "environment DPSGD_STEPS"
+    assert shown['allreduce = "tree"'] == "flag --allreduce"
+    assert shown["noise-multiplier = 3.0"] == "flag --noise-multiplier"
+    assert shown["# epsilon"] == "not given", "a stronger place names the noise instead"
+    assert shown["# learning-rate = 0.03"] == "default"
+    assert list(tmp_path.iterdir()) == [tmp_path / "o.toml"]
+
+
+def test_what_print_config_shows_is_a_configuration_file(tmp_path: Path) -> None:
+    from dpsgd.options import as_toml, gather, rows
+
+    values = {"epsilon": 2.0, "hidden": (16, 8), "batch_size": 100, "data": Path('a "b"/ü'),
+              "delta": 1e-6, "no_privacy": False, "out": Path("x"), "insecure_seed": 7}  # fmt: skip
+    given = gather(None, {}, values)
+    config = Config(**values)  # type: ignore[arg-type]
+    file = tmp_path / "options.toml"
+    file.write_text(as_toml(rows(config, given)), encoding="utf-8")
+    assert load(file, {}, {}) == config
+    everything = rows(Config(), {})
+    assert {row["origin"] for row in everything} == {"default", "not given"}
+    file.write_text(as_toml(everything))
+    assert load(file, {}, {}) == Config()
+
+
+def test_print_config_as_json_and_with_a_mistake(python: Launch) -> None:
+    done = python("-m", "dpsgd.run", "--print-config", "--json", "--steps", "5")
+    rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    assert rows["steps"] == {"name": "steps", "value": 5, "origin": "flag --steps"}
+    assert rows["epsilon"] == {"name": "epsilon", "value": 3.0, "origin": "default"}
+    wrong = python("-m", "dpsgd.run", "--print-config", "--steps", "-5")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "steps must be greater than 0, got -5" in wrong.stderr
+
+
+@pytest.mark.parametrize("number", ["-1e-5", "-3", "-.5"])
+def test_a_negative_number_is_a_value_and_no_flag(number: str) -> None:
+    with pytest.raises(ConfigError, match=f"delta must be .*, got {float(number):g}"):
+        parse(["--delta", number])
+
+
 def test_every_option_has_a_flag() -> None:
     from dpsgd.run import parser
 

@@ -6,9 +6,11 @@ Nothing heavy is imported here, so that `--help` and every usage error come at o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from preprocess import __version__
@@ -55,17 +57,37 @@ def run(prog: str, command: Callable[[Sequence[str]], None], arguments: Sequence
     try:
         command(arguments)
     except UsageError as error:
-        return _report(prog, str(error), EXIT_USAGE)
+        return report(prog, str(error), EXIT_USAGE)
     except DataError as error:
-        return _report(prog, str(error), EXIT_DATA)
+        return report(prog, str(error), EXIT_DATA)
     except OSError as error:  # a full disk, a closed pipe, a folder that must not be entered
-        return _report(prog, str(error), EXIT_USAGE)
+        return report(prog, str(error), EXIT_USAGE)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", __name__.partition(".")[0]):
+            raise  # a mistake of ours
+        return report(prog, _not_installed(package), EXIT_USAGE)
     except KeyboardInterrupt:
-        return _report(prog, "interrupted, nothing was written", EXIT_INTERRUPTED)
+        return report(prog, "interrupted, nothing was written", EXIT_INTERRUPTED)
     return 0
 
 
-def _report(prog: str, message: str, code: int) -> int:
+def can_be_made(path: Path) -> bool:
+    """Whether a file or folder could appear at this path, judged without writing anything."""
+    real = Path(os.path.realpath(path))
+    parent = next(parent for parent in real.parents if parent.exists())
+    return parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+
+
+def _not_installed(package: str) -> str:
+    return (
+        f"the package {package} must be installed for {sys.executable}, it is not: "
+        "make install, or start with .venv/bin/python"
+    )
+
+
+def report(prog: str, message: str, code: int) -> int:
+    """One line on stderr; gives the code."""
     line = " ".join(message.split())  # a path may contain a line end
     print(f"{prog}: error: {line}", file=sys.stderr)
     return code

@@ -1,11 +1,14 @@
 """The first line of a file: which field is which column.
 
-Names are compared without quotes, blanks and case, in any order. Exactly the columns of the spec
-must be there: a column too many is as suspicious as one too few, since records could be shifted.
+Names are compared without quotes, blanks and case, in any order. For a data set exactly the columns
+of the spec must be there: a column too many is as suspicious as one too few, since records could be
+shifted. For a prediction only those that features are made of must be there; what else a file has,
+the label included, is not read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BufferedReader
 
 from preprocess.errors import DataError
@@ -24,20 +27,22 @@ _WRONG_STARTS = {
 }
 
 
-def read_header(file: BufferedReader, spec: Spec) -> tuple[Layout, int]:
+def read_header(
+    file: BufferedReader, spec: Spec, *, features_only: bool = False
+) -> tuple[Layout, int]:
     """Read a file up to the end of its header; also gives the number of the line after it."""
     line_number = 1
     line = _read_line(file).removeprefix(BOM)
     while not line.strip(BLANKS.encode()):
         if not file.peek(1):
-            raise DataError(f"file has no header: expected a line of {len(spec.header)} names")
+            raise DataError("file has no header: expected a line of column names")
         line = _read_line(file)
         line_number += 1
-    return parse_header(line, spec), line_number + 1
+    return parse_header(line, spec, features_only=features_only), line_number + 1
 
 
-def parse_header(line: bytes, spec: Spec) -> Layout:
-    """The layout that a header line describes."""
+def parse_header(line: bytes, spec: Spec, *, features_only: bool = False) -> Layout:
+    """The layout that a header line describes. With `features_only`, see above, without label."""
     for start, problem in _WRONG_STARTS.items():
         if line.startswith(start):
             raise DataError(f"file {problem}")
@@ -48,20 +53,22 @@ def parse_header(line: bytes, spec: Spec) -> Layout:
             + _separator_hint(line)
         )
     names = [field.strip(BLANKS).lower() for field in fields]
-    if problems := _problems(names, spec):
+    used = spec.inputs if features_only else spec.columns
+    needed = [column.name for column in used] if features_only else spec.header
+    allowed = names if features_only else spec.header
+    if problems := _problems(names, needed, allowed):
         hint = _separator_hint(line) if len(names) == 1 else ""
-        raise DataError(
-            f"header must name the {len(spec.header)} columns of {spec.name}{problems}{hint}"
-        )
-    used = tuple((column, names.index(column.name)) for column in spec.columns)
-    return Layout(len(names), used, spec.label, spec.missing_tokens)
+        what = "that predictions need" if features_only else f"of {spec.name}"
+        raise DataError(f"header must name the {len(needed)} columns {what}{problems}{hint}")
+    places = tuple((column, names.index(column.name)) for column in used)
+    return Layout(len(names), places, spec.label, spec.missing_tokens)
 
 
-def _problems(names: list[str], spec: Spec) -> str:
+def _problems(names: Sequence[str], needed: Sequence[str], allowed: Sequence[str]) -> str:
     lists = {
-        "missing": [name for name in spec.header if name not in names],
-        "not expected": [repr(name[:40]) for name in names if name not in spec.header],
-        "twice": [name for name in spec.header if names.count(name) > 1],
+        "missing": [name for name in needed if name not in names],
+        "not expected": [repr(name[:40]) for name in names if name not in allowed],
+        "twice": [name for name in needed if names.count(name) > 1],
     }
     text = ""
     for title, found in lists.items():

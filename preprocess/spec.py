@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
-SCHEMA_FORMAT = 1
 MAX_CODE = 255  # codes are stored in one byte
+MAX_DIVISOR = 1_000_000
+MAX_ROW_NORM = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,24 @@ class Bins:
     column: str
     lower_edges: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        edges = self.lower_edges
+        if not edges or list(edges) != sorted({e for e in edges if 0 <= e <= MAX_CODE}):
+            raise ValueError(
+                f"lower_edges of {self.column} must rise within 0..{MAX_CODE}, got {list(edges)}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class OneHot:
     """One 0/1 feature for each combination of bins; the last column varies fastest."""
 
     of: tuple[Bins, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the columns that it is made of."""
+        return tuple(bins.column for bins in self.of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,17 @@ class Number:
 
     column: str
     divide_by: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.divide_by <= MAX_DIVISOR:
+            raise ValueError(
+                f"divide_by of {self.column} must lie in 1..{MAX_DIVISOR}, got {self.divide_by}"
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the columns that it is made of."""
+        return (self.column,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,22 +105,32 @@ class Spec:
 
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]
+        for name in self.header:
+            if not name.isprintable() or name != name.strip().lower() or set(name) & set(',"'):
+                raise ValueError(
+                    f"names must be printable, in lower case, without comma and quote, got {name!r}"
+                )
+        for kind, given in (("header", self.header), ("columns", names)):
+            if twice := sorted({name for name in given if given.count(name) > 1}):
+                raise ValueError(f"{kind} must have every name once, got {', '.join(twice)} twice")
         if unknown := [name for name in names if name not in self.header]:
             raise ValueError(f"columns must be in the header, got {', '.join(unknown)}")
         labels = [column for column in self.columns if column.name == self.label]
         if len(labels) != 1 or labels[0].impute is not None:
             raise ValueError(f"label must be one column with impute None, got {self.label!r}")
-        inputs = {
-            source
-            for feature in self.features
-            for source in (
-                [feature.column]
-                if isinstance(feature, Number)
-                else [bins.column for bins in feature.of]
-            )
-        }
-        if wrong := sorted(inputs - (set(names) - {self.label})):
+        sources = {source for feature in self.features for source in feature.sources}
+        if wrong := sorted(sources - (set(names) - {self.label})):
             raise ValueError(f"features must be made of used columns, got {', '.join(wrong)}")
+        if not self.features:
+            raise ValueError("features must not be empty")
+        if not 0 < self.row_norm <= MAX_ROW_NORM:
+            raise ValueError(f"row_norm must lie in (0, {MAX_ROW_NORM}], got {self.row_norm}")
+
+    @property
+    def inputs(self) -> tuple[Column, ...]:
+        """The columns that features are made of: all that a prediction needs."""
+        sources = {source for feature in self.features for source in feature.sources}
+        return tuple(column for column in self.columns if column.name in sources)
 
 
 def num_features(spec: Spec) -> int:
@@ -105,30 +139,6 @@ def num_features(spec: Spec) -> int:
         1 if isinstance(feature, Number) else prod(len(bins.lower_edges) for bins in feature.of)
         for feature in spec.features
     )
-
-
-def as_schema(spec: Spec) -> dict[str, Any]:
-    """The content of schema.json: all that a trainer needs to know about the rows."""
-    return {
-        "format": SCHEMA_FORMAT,
-        "name": spec.name,
-        "unit": spec.unit,
-        "label": spec.label,
-        "columns": [
-            {"name": c.name, "low": c.low, "high": c.high, "impute": c.impute} for c in spec.columns
-        ],
-        "encoding": {
-            "row_norm": spec.row_norm,
-            "features": [_feature_as_json(feature) for feature in spec.features],
-        },
-    }
-
-
-def _feature_as_json(feature: OneHot | Number) -> dict[str, Any]:
-    if isinstance(feature, Number):
-        return {"kind": "number", "column": feature.column, "divide_by": feature.divide_by}
-    bins = [{"column": b.column, "lower_edges": list(b.lower_edges)} for b in feature.of]
-    return {"kind": "one-hot", "of": bins}
 
 
 _AGE_16 = Bins("age", tuple(range(15, 91, 5)))

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from preprocess.errors import UsageError
 from preprocess.records import RULES
+from preprocess.schema import as_schema
 from preprocess.shards import FORMAT, MANIFEST, QUARANTINE, SCHEMA, part_path
-from preprocess.spec import Spec, as_schema
+from preprocess.spec import Spec
 from preprocess.split import HASH_NAME, SIDES, Split
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def new_dataset(dataset: Path) -> Iterator[Path]:
     dataset = Path(os.path.realpath(dataset))
     made: list[Path] = []
     try:
-        _check_target(dataset)
+        check_target(dataset)
         for parent in reversed([p for p in dataset.parents if not p.exists()]):
             parent.mkdir()
             made.append(parent)
@@ -52,7 +53,7 @@ def new_dataset(dataset: Path) -> Iterator[Path]:
         raise UsageError(f"output must be writable, got {dataset}: {error.strerror}") from None
     try:
         yield building
-        _check_target(dataset)
+        check_target(dataset)
         _publish(building, dataset)
     except OSError as error:
         raise UsageError(f"output must be writable, got {dataset}: {error.strerror}") from error
@@ -64,12 +65,23 @@ def new_dataset(dataset: Path) -> Iterator[Path]:
 def write_dataset(
     folder: Path, cleaned: Cleaned, spec: Spec, split: Split, engine: str
 ) -> dict[str, Any]:
-    """Fill a new folder; gives the manifest, which is written last."""
+    """Fill a new folder; gives the manifest, which is written last: `describe` and the files."""
     schema = _as_json(as_schema(spec))
     _write_synced(folder / SCHEMA, schema)
     _write_quarantine(folder / QUARANTINE, cleaned.refused)
     files = _write_parts(folder, cleaned, spec, split)
     manifest = {
+        **describe(cleaned, spec, split, engine),
+        "schema_sha256": hashlib.sha256(schema).hexdigest(),
+        "files": files,
+    }
+    _write_synced(folder / MANIFEST, _as_json(manifest))
+    return manifest
+
+
+def describe(cleaned: Cleaned, spec: Spec, split: Split, engine: str) -> dict[str, Any]:
+    """What a manifest says about the records, known before anything is written."""
+    return {
         "format": FORMAT,
         "spec": spec.name,
         "unit": spec.unit,
@@ -82,11 +94,7 @@ def write_dataset(
         },
         "counts": _counts(cleaned),
         "counts_note": COUNTS_NOTE,
-        "schema_sha256": hashlib.sha256(schema).hexdigest(),
-        "files": files,
     }
-    _write_synced(folder / MANIFEST, _as_json(manifest))
-    return manifest
 
 
 def _counts(cleaned: Cleaned) -> dict[str, Any]:
@@ -146,7 +154,8 @@ def _write_quarantine(path: Path, refused: list[Refused]) -> None:
         os.fsync(file.fileno())
 
 
-def _check_target(dataset: Path) -> None:
+def check_target(dataset: Path) -> None:
+    """Raises UsageError for what must not, or cannot, be replaced by a data set."""
     if not dataset.exists():
         return
     if not dataset.is_dir():
@@ -156,6 +165,8 @@ def _check_target(dataset: Path) -> None:
             f"output must be a new folder or a data set to replace, got {dataset}: "
             f"it is not empty and has no {MANIFEST}"
         )
+    if os.path.ismount(dataset):
+        raise UsageError(f"output must be a folder inside the mounted {dataset}, not all of it")
 
 
 def _publish(building: Path, dataset: Path) -> None:

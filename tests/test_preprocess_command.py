@@ -12,9 +12,11 @@ import pytest
 
 import dpsgd
 import preprocess
+from helpers import Launch
 from preprocess import __main__ as command
 from preprocess import engines, shards
-from preprocess_samples import run
+from preprocess.spec import CENSUS_2000
+from preprocess_samples import GOOD, run
 
 ROOT = Path(__file__).parents[1]
 FULTON = ROOT.parent / "shared/data/census/fulton_ga_2000.csv"
@@ -32,8 +34,13 @@ def test_a_file_becomes_a_data_set_and_a_summary(
     assert (counts["records"], counts["kept"]) == (1003, 1001)
     assert counts["refused_by_rule"] == {"field-count": 1, "not-an-integer": 1}
     assert counts["imputed_by_column"] == {"age": 1}
-    for words in ("1,003 records", "1,001", "field-count", f"{target}/quarantine.csv"):
+    for words in ("1,003 records", "1,001", f"{target}/quarantine.csv"):
         assert words in out
+    table = out.partition("first lines\n")[2]
+    assert [line.split() for line in table.splitlines()[:2]] == [
+        ["field-count", "(whole", "line)", "1", "1002"],
+        ["not-an-integer", "age", "1", "1003"],
+    ]
     assert out.endswith(f"Next: mpirun -np 4 python -m dpsgd.run --data '{target}'\n")
 
 
@@ -94,22 +101,6 @@ def test_reading_rows_imports_nothing_heavy_before_it_must():
     assert result.stdout == "set()\n"
 
 
-def test_long_files_report_progress_at_most_every_two_seconds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    path = tmp_path / "raw.csv"
-    path.write_bytes(b"x" * 1000)
-    seconds = iter([0.0, 1.0, 2.5, 3.0, 4.0, 4.6])
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(seconds))
-    report = command._progress(path)
-    for step in range(1, 6):
-        report(step * 1000, step * 100)
-    assert capsys.readouterr().err.splitlines() == [
-        "preprocess: 2,000 records, 20% of the file, 800 records/s",
-        "preprocess: 5,000 records, 50% of the file, 1,087 records/s",
-    ]
-
-
 def test_the_salt_decides_the_split_and_is_in_the_manifest(raw: Path, tmp_path: Path):
     tests = set()
     for salt in ("a", "b"):
@@ -125,3 +116,95 @@ def test_the_salt_decides_the_split_and_is_in_the_manifest(raw: Path, tmp_path: 
 
 def test_all_packages_of_the_project_have_one_version():
     assert preprocess.__version__ == dpsgd.__version__
+
+
+NO_WRITES = """
+import os, sys
+from preprocess.__main__ import main
+
+def hook(event, arguments):
+    writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.symlink", "os.chmod"):
+        sys.stderr.write(f"writes: {event} {arguments}\\n")
+
+sys.addaudithook(hook)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_dry_run_writes_nothing_at_all(raw: Path, python: Launch, tmp_path: Path):
+    for is_dry in (True, False):
+        for engine in engines.ENGINES:
+            arguments = ["--input", raw, "--output", "set", "--engine", engine]
+            done = python("-B", "-c", NO_WRITES, *arguments, *["--dry-run"][: int(is_dry)])
+            assert done.returncode == 0
+            assert ("writes: os.mkdir" in done.stderr) is not is_dry, done.stderr
+            if is_dry:
+                assert done.stderr == ""
+                assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", engines.CHOICES)
+def test_a_dry_run_counts_what_a_real_run_counts(
+    engine: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--input", str(raw), "--engine", engine, "--json"]
+    assert command.main([*arguments, "--dry-run"]) == 0
+    dry = json.loads(capsys.readouterr().out)
+    assert command.main([*arguments, "--output", str(tmp_path / "set")]) == 0
+    real = json.loads(capsys.readouterr().out)
+    assert (dry.pop("dry_run"), real.pop("dry_run")) == (True, False)
+    assert (dry.pop("dataset"), dry.pop("quarantine")) == (None, None)
+    assert dry["refusals"] == {
+        "rows": [
+            {"rule": "field-count", "column": "", "records": 1, "first_lines": [1002]},
+            {"rule": "not-an-integer", "column": "age", "records": 1, "first_lines": [1003]},
+        ]
+    }
+    for report in (dry, real):
+        del report["seconds"]
+    assert dry.items() <= real.items()
+    assert real["counts"] == shards.read_manifest(tmp_path / "set")["counts"]
+
+
+def test_a_dry_run_shows_the_first_lines_of_each_refusal_but_no_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "raw.csv"
+    lines = [GOOD, *[GOOD.replace("51", f"secret{n}") for n in range(5)], GOOD.replace("51", "777")]
+    path.write_text("\n".join([",".join(CENSUS_2000.header), *lines, f"{GOOD[:-9]}1,1,13121"]))
+    file = tmp_path / "report.json"
+    assert command.main(["--input", str(path), "--dry-run", "--json", str(file)]) == 0
+    captured = capsys.readouterr()
+    table = [line.split() for line in captured.out.splitlines() if "age" in line]
+    assert table == [
+        ["not-an-integer", "age", "5", "3,", "4,", "5,", "..."],
+        ["out-of-domain", "age", "1", "8"],
+    ]
+    for text in (captured.out, captured.err, file.read_text()):
+        assert "secret" not in text
+        assert "777" not in text
+    assert "a real run has them in quarantine.csv" in captured.out
+    assert "mpirun" not in captured.out
+
+
+@pytest.mark.parametrize("how", ["--output", "--dry-run"])
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ("1" * 10, "all 10 kept records have employed = 1"),
+        ("00", "all 2 kept records have employed = 0"),
+        ("1x", "the only kept record has employed = 1"),
+        ("0001", ""),
+    ],
+)
+def test_a_file_with_one_label_is_done_with_a_warning(
+    how: str, labels: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "raw.csv"
+    lines = [f"{GOOD[:-9]}{label},1,13121" for label in labels]
+    path.write_text("\n".join([",".join(CENSUS_2000.header), *lines]))
+    where = [how, str(tmp_path / "set")] if how == "--output" else [how]
+    assert command.main(["--input", str(path), *where]) == 0
+    learns = f"preprocess: warning: {words}: a model of them can only learn that\n"
+    assert capsys.readouterr().err == (learns if words else "")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import preprocess.engines.polars as polars_engine
-from preprocess import engines
+from preprocess import engines, synthetic
 from preprocess.engines.base import Cleaned
 from preprocess.errors import DataError, UsageError
 from preprocess.header import parse_header
@@ -19,6 +22,7 @@ from preprocess.records import Record, read_record
 from preprocess.spec import CENSUS_2000
 from preprocess.split import Split, place
 from preprocess.synthetic import write_synthetic
+from preprocess.writer import describe
 
 FULTON = Path(__file__).parents[2] / "shared/data/census/fulton_ga_2000.csv"
 needs_fulton = pytest.mark.skipif(not FULTON.exists(), reason="the real census file is not here")
@@ -101,6 +105,46 @@ def test_engines_agree_on_any_file(
     path.write_bytes(content)
     monkeypatch.setattr(polars_engine, "BLOCK_BYTES", block_bytes)
     assert_engines_agree(path)
+
+
+@given(content=odd_file(), block_bytes=st.integers(1, 120), features_only=st.booleans())
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_every_line_of_a_block_is_what_the_oracle_says_of_it(
+    content: bytes,
+    block_bytes: int,
+    features_only: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    path = tmp_path / "odd.csv"
+    path.write_bytes(content)
+    monkeypatch.setattr(polars_engine, "BLOCK_BYTES", block_bytes)
+    layout = parse_header(HEADER, CENSUS_2000, features_only=features_only)
+    numbered, blocks = {}, polars_engine.read(path, CENSUS_2000, features_only=features_only)
+    for block in blocks:
+        refused = dict(block.refused)
+        imputed: Counter[str] = Counter()
+        for number, line in enumerate(block.lines, block.first_line):
+            numbered[number] = line
+            expected = read_record(line, layout)
+            index = number - block.first_line
+            if block.is_kept[index]:
+                assert isinstance(expected, Record)
+                assert expected.codes == tuple(block.codes[index].tolist())
+                imputed.update(expected.imputed)
+            else:
+                assert refused.pop(number, None) == expected
+        assert not refused
+        assert block.imputed == imputed
+        assert block.num_bytes <= len(content)
+    ends = content.removeprefix(BOM).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    assert numbered == {n: ends[n - 1] for n in numbered}
+    header = next(number for number, line in enumerate(ends, 1) if line.strip())
+    assert list(numbered) == list(range(header + 1, len(ends) + bool(ends[-1])))
 
 
 @given(content=odd_file())
@@ -224,5 +268,55 @@ def test_a_file_that_cannot_be_read_is_a_data_error_that_names_it(name: str, tmp
 
 def test_auto_is_polars_and_an_unknown_engine_is_refused():
     assert engines.resolve("auto") == "polars"
-    with pytest.raises(UsageError, match="engine must be one of auto, sequential, polars, got 'x'"):
+    with pytest.raises(UsageError, match="engine must be one of auto, polars, sequential, got 'x'"):
         engines.resolve("x")
+
+
+DEFECTS = [
+    {"missing": 0.1, "out-of-range": 0.05, "ragged": 0.02, "non-ascii-digits": 0.03,
+     "duplicates": 0.2},
+    {"missing": 0.25, "out-of-range": 0.25, "ragged": 0.25, "non-ascii-digits": 0.25},
+    {"missing": 1.0},
+    {"out-of-range": 0.5, "duplicates": 0.499},
+    {"ragged": 0.001},
+]  # fmt: skip
+
+
+def assert_finds_the_truth(cleaned: Cleaned, truth: dict[str, Any]) -> None:
+    found = describe(cleaned, CENSUS_2000, Split(), "any")["counts"]
+    assert {name: found[name] for name in truth["counts"]} == truth["counts"]
+
+
+@pytest.mark.parametrize("rates", DEFECTS)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("chunk_rows", [97, 100_000])
+def test_every_engine_finds_exactly_the_defects_that_were_made(
+    rates: dict[str, float],
+    seed: int,
+    chunk_rows: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(synthetic, "CHUNK_ROWS", chunk_rows)
+    good, raw, truth = (tmp_path / name for name in ("good.csv", "raw.csv", "raw.truth.json"))
+    write_synthetic(good, 2000, seed)
+    write_synthetic(raw, 2000, seed, rates, truth)
+    before, after = (path.read_bytes().splitlines()[1:] for path in (good, raw))
+    for name in engines.ENGINES:
+        cleaned, undamaged = run(name, raw), run(name, good)
+        assert_finds_the_truth(cleaned, json.loads(truth.read_text()))
+        refused = {entry.line - 2 for entry in cleaned.refused}
+        kept = [index for index in range(2000) if index not in refused]
+        same = [row for row, index in enumerate(kept) if after[index] == before[index]]
+        assert len(same) >= 2000 - sum(round(rate * 2000) for rate in rates.values())
+        np.testing.assert_array_equal(
+            cleaned.codes[same], undamaged.codes[[kept[row] for row in same]]
+        )
+
+
+def test_a_large_damaged_file_is_cleaned_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(synthetic, "CHUNK_ROWS", 30_000)
+    monkeypatch.setattr(polars_engine, "BLOCK_BYTES", 1 << 20)
+    raw, truth = tmp_path / "raw.csv", tmp_path / "raw.truth.json"
+    write_synthetic(raw, 100_000, 4, DEFECTS[0], truth)
+    assert_finds_the_truth(run("polars", raw), json.loads(truth.read_text()))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from helpers import Launch
 from preprocess import __main__ as command
 from preprocess import engines
 from preprocess.spec import CENSUS_2000
@@ -56,6 +59,10 @@ def test_a_misspelt_flag_is_one_line_that_names_the_right_one():
         (["--input", "a", "--output", "b", "--json", "no/such/folder/x"], "no/such/folder/x"),
         (["--input", "s/raw.csv", "--output", "s"], "must not contain the input"),
         (["--input", "s/raw.csv", "--output", "s/raw.csv"], "must not contain the input"),
+        (["--input", "s/raw.csv", "--output", "s", "--dry-run"], "must not contain the input"),
+        (["--input", "a", "--output", "b", "--json", "./a"], "a file of its own, got a"),
+        (["--dry-run"], "are required: --input\n"),
+        (["--input", "a", "--dri-run"], "did you mean --dry-run?"),
     ],
 )
 def test_a_usage_error_is_one_line_and_code_2(
@@ -79,6 +86,84 @@ def test_an_output_that_cannot_be_written_is_code_2(
         fail(capsys, 2, "output must be", "--input", raw, "--output", target)
     fail(capsys, 2, "it is not empty", "--input", "elsewhere.csv", "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_what_a_real_run_refuses_about_the_output_a_dry_run_refuses(
+    more: list[str],
+    raw: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    file, mounted = tmp_path / "file", tmp_path / "mounted"
+    file.write_text("x")
+    mounted.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    for target in (file, link, tmp_path, file / "below", file / "further" / "below"):
+        fail(capsys, 2, "output must be", "--input", raw, "--output", target, *more)
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == mounted)
+    fail(capsys, 2, "inside the mounted", "--input", raw, "--output", mounted, *more)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "mounted"]
+    assert list(mounted.iterdir()) == []
+
+
+def test_a_dry_run_refuses_a_folder_that_must_not_be_written(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write there
+    for target in (tmp_path / "set", tmp_path / "further" / "below" / "set"):
+        arguments = ["--input", raw, "--output", target, "--dry-run"]
+        fail(capsys, 2, "output must be writable", *arguments)
+
+
+@pytest.mark.parametrize("content", [f"{HEADER}\n{GOOD},\n", HEADER])
+def test_a_dry_run_without_a_valid_record_is_code_5_after_it_said_why(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "raw.csv"
+    path.write_text(content)
+    assert command.main(["--input", str(path), "--dry-run"]) == 5
+    captured = capsys.readouterr()
+    assert ("field-count" in captured.out) is (GOOD in content)
+    assert "Next" not in captured.out
+    assert captured.err.startswith(f"preprocess: error: {path} must have a valid record, got ")
+    assert len(captured.err.splitlines()) == 1
+    fail(capsys, 5, "existing file", "--input", tmp_path / "absent", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["preprocess", "--input", "raw.csv", "--output", "a/set"],
+        ["preprocess", "--input", "raw.csv", "--dry-run", "--engine", "sequential"],
+        ["preprocess.synthetic", "--rows", "1", "--seed", "1", "--output", "a/raw.csv"],
+    ],
+)
+def test_a_python_without_the_packages_is_one_line_with_the_cure(
+    arguments: list[str], python: Launch, tmp_path: Path
+):
+    done = python("-S", "-m", *arguments, PYTHONPATH=str(ROOT))  # -S: without site-packages
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"{arguments[0]}: error: the package numpy must be installed for {sys.executable}, it is "
+        "not: make install, or start with .venv/bin/python\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_package_of_others_can_be_missing(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delitem(sys.modules, "preprocess.engines.polars")
+    monkeypatch.setitem(sys.modules, "polars", None)
+    arguments = ["--input", raw, "--output", tmp_path / "set"]
+    fail(capsys, 2, "the package polars must be installed", *arguments)
+    monkeypatch.setitem(sys.modules, "preprocess.engines.polars", None)
+    with pytest.raises(ModuleNotFoundError):
+        command.main(list(map(str, arguments)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

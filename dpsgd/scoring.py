@@ -1,0 +1,50 @@
+"""From a block of raw lines to rows of predictions: the arithmetic of training, and its rules."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dpsgd import models
+from dpsgd.data import encode
+from dpsgd.model_file import TrainedModel
+from preprocess.engines.base import Refused
+from preprocess.engines.polars import Block
+
+HEADER = "line,score,class,refused\n"
+ROWS_AT_ONCE = 8192  # that are features at a time
+
+
+def rows_of(block: Block, trained: TrainedModel) -> str:
+    """A row for each record of the block, in the order of the file; a blank line leaves nothing.
+
+    The score has 12 decimals, so that records are tied in the file where they are in the model.
+    """
+    rows = [""] * len(block.lines)
+    kept = np.flatnonzero(block.is_kept)
+    logits = _logits(block.codes[kept], trained)
+    scores = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+    classes = (logits > 0).astype(int)  # as in dpsgd.metrics
+    found = zip(kept.tolist(), scores.tolist(), classes.tolist(), strict=True)
+    for index, score, label in found:
+        rows[index] = f"{block.first_line + index},{score:.12f},{label},\n"
+    for refused in block.refused:
+        rows[refused.line - block.first_line] = f"{refused.line},,,{reason(refused)}\n"
+    return "".join(rows)
+
+
+def reason(refused: Refused) -> str:
+    """Why a record is refused, without the value, which is private."""
+    column, _, rule = refused.refusal
+    return f"{column}: {rule}" if column else rule
+
+
+def _logits(codes: NDArray[np.uint8], trained: TrainedModel) -> NDArray[np.float32]:
+    """Logits [rows] of codes [rows, inputs of the spec]."""
+    names = [column.name for column in trained.spec.inputs]
+    found = [np.empty(0, np.float32)]
+    for start in range(0, len(codes), ROWS_AT_ONCE):
+        columns = dict(zip(names, codes[start : start + ROWS_AT_ONCE].T, strict=True))
+        features = encode(columns, trained.encoding)
+        found.append(models.logits(trained.model, trained.params, features))
+    return np.concatenate(found)

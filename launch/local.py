@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 from launch import mpi
 from launch.cli import LaunchError, Parser, shown
@@ -34,14 +35,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Become the launcher, whose exit code is that of the job. LaunchError without an MPI."""
-    launcher = mpi.find_launcher()
-    if launcher is None:
-        raise LaunchError("no mpirun beside this Python or on PATH; make install brings one")
     try:
-        found = mpi.identify(launcher)
+        words = mpi.line_here(options.ranks)
     except mpi.MpiError as error:
         raise LaunchError(str(error)) from None
-    words = mpi.line(launcher, found, options.ranks, is_root=os.geteuid() == 0)
     words += [shown(sys.executable), "-m", PROGRAM, *options.options]
     added = {"OMP_NUM_THREADS": str(threads_per_rank(options.ranks))}
     added = {name: value for name, value in added.items() if name not in os.environ}
@@ -50,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.dry_run:
         if sys.stdout.isatty() and sys.stderr.isatty():  # ranks cannot know: they write into pipes
             added[TERMINAL_COLUMNS] = str(shutil.get_terminal_size().columns)
-        environment = {**without_launcher(), **added, "PATH": mpi.search_path(launcher)}
-        os.execve(launcher, words, environment)
+        environment = {**without_launcher(), **added, "PATH": mpi.search_path(Path(words[0]))}
+        os.execve(words[0], words, environment)
     return 0
 
 

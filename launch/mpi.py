@@ -110,6 +110,14 @@ def line(launcher: Path, found: Mpi, num_ranks: int, *, is_root: bool) -> list[s
     return [str(launcher), *flags, "-np", str(num_ranks)]
 
 
+def line_here(num_ranks: int) -> list[str]:
+    """The same with the MPI of this environment, as this user. Raises MpiError if there is none."""
+    launcher = find_launcher()
+    if launcher is None:
+        raise MpiError("no mpirun beside this Python or on PATH; make install brings one")
+    return line(launcher, identify(launcher), num_ranks, is_root=os.geteuid() == 0)
+
+
 def search_path(launcher: Path) -> str:
     """PATH with the launcher's folder in front: Intel's mpirun looks for its helpers there."""
     return os.pathsep.join([str(launcher.parent), os.environ.get("PATH", os.defpath)])

@@ -177,6 +177,8 @@ def _train(
         show = Show(config.progress, sys.stderr if json_to == "-" else sys.stdout)
         if target := config.resolved_epsilon():
             show.line(f"calibrating the noise for epsilon {target:g} at delta {config.delta:g}")
+        elif not config.no_privacy:
+            show.line(f"computing epsilon of the noise at delta {config.delta:g}")
 
         def progress(now: trainer.Progress) -> None:
             if now.step == 1:

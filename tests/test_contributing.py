@@ -1,0 +1,85 @@
+"""CONTRIBUTING.md keeps its word: each example, in one file of a copy, passes the contract."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import ROOT, clean_environment
+
+PACKAGES = ("collectives", "dpsgd", "launch", "preprocess", "tests")
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def example(first_words: str) -> str:
+    """The block of Python that begins with these words."""
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (found,) = (block for block in blocks if block.startswith(first_words))
+    return found
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The project, to be changed."""
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def run(copy: Path, *arguments: str) -> str:
+    """This Python in the copy, which must come before the installed project."""
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=copy, capture_output=True, text=True, timeout=240,
+        env=clean_environment(PYTHONPATH=str(copy)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_page_is_one_page() -> None:
+    assert len(TEXT.splitlines()) < 125
+
+
+def test_a_collective_is_one_file(copy: Path) -> None:
+    (copy / "collectives/algorithms/star.py").write_text(example('"""Star'))
+    found = run(
+        copy, "-m", "pytest", "tests/test_schedules.py", "-k", "star", "-p", "no:cacheprovider"
+    )
+    assert int(re.findall(r"(\d+) passed", found)[0]) >= 64
+    assert "star" in run(copy, "-m", "dpsgd.run", "--help")
+
+
+def test_a_gradient_engine_is_one_file(copy: Path) -> None:
+    pytest.importorskip("torch", reason="the reference engine needs the extra torch")
+    (copy / "dpsgd/engines/halves.py").write_text(example('"""Halves'))
+    found = run(
+        copy, "-m", "pytest", "tests/test_engines.py", "-k", "halves", "-p", "no:cacheprovider"
+    )
+    assert int(re.findall(r"(\d+) passed", found)[0]) >= 10
+    assert "halves" in run(copy, "-m", "dpsgd.run", "--help")
+
+
+def test_a_column_is_two_lines_of_one_file(copy: Path) -> None:
+    column, feature = example("Column(").splitlines()
+    spec = copy / "preprocess/spec.py"
+    text = spec.read_text()
+    before = '        Column("employed", 0, 1, None),\n'
+    last = '        OneHot((_bit("disability"), _EDUC_5)),\n'
+    assert before in text and last in text
+    text = text.replace(before, f"        {column},\n{before}").replace(
+        last, f"{last}        {feature},\n"
+    )
+    spec.write_text(text)
+    run(copy, "-m", "preprocess.synthetic", "--rows", "300", "--seed", "1", "--output", "raw.csv")
+    made = run(copy, "-m", "preprocess", "--input", "raw.csv", "--output", "set")
+    assert "out-of-domain" not in made
+    shown = run(copy, "-m", "dpsgd.run", "--data", "set", "--steps", "2", "--model", "logistic")
+    width = len(eval(feature, {"OneHot": lambda of: of[0], "Bins": lambda name, edges: edges}))
+    assert f"logistic with {124 + width + 1} parameters" in shown

@@ -1,6 +1,7 @@
 """Differentially private training over MPI: every rank runs the same loop on its own data.
 
     run           mpirun -np 4 python -m dpsgd.run: command line and exit codes
+    arguments     the command line: flags, --json
     config        all options, validated            options     where their values come from
     trainer       the step and the loop             data        the rows that this rank owns
     planning      all public numbers of a run       statement   what may be claimed afterwards

@@ -20,9 +20,10 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
-from dpsgd.config import Config, nearest
+from dpsgd.arguments import Parser, check_json, write_json
+from dpsgd.config import Config
 from dpsgd.errors import INTERRUPTED, ConfigError, DatasetError, LaunchError, UserError
 from launch import mpi
 from launch import world as launched
@@ -33,13 +34,6 @@ DEFAULT_EPSILONS = (1.0, 3.0, 8.0)
 DEFAULT_SALTS = 10
 TITLE = "Accuracy with and without privacy"
 EXTRAS = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """The options. Raises ConfigError."""
-    made = _Parser(
+    made = Parser(
         prog="python -m dpsgd.accuracy", allow_abbrev=False,
         description="Private accuracy beside models without privacy, on the same salted splits.",
         epilog="The numbers are exact and not covered by epsilon: for public files only.",
@@ -93,12 +87,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "--json", nargs="?", const="-", metavar="FILE",
         help="the rows as JSON also to FILE, or alone to standard output",
     )  # fmt: skip
-    options, unknown = made.parse_known_args(arguments)
-    if unknown:
-        flags = [flag for action in made._actions for flag in action.option_strings]
-        raise ConfigError(
-            f"unknown argument {unknown[0]}{nearest(unknown[0].split('=')[0], flags)}"
-        )
+    options = made.parse(arguments)
     options.epsilon = sorted(set(options.epsilon))
     return options
 
@@ -122,10 +111,7 @@ def _check(options: argparse.Namespace) -> None:
     existing = next(path for path in (place, *place.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"--output must be a writable folder, got {options.output}")
-    if options.json not in (None, "-"):
-        file = Path(options.json)
-        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-            raise ConfigError(f"--json must be a writable file, got {file}")
+    check_json(options.json)
 
 
 def _launcher(world_size: int) -> list[str]:
@@ -199,10 +185,8 @@ def _publish(report: dict[str, Any], options: argparse.Namespace, people: TextIO
     (options.output / "accuracy.md").write_text(page, encoding="utf-8")
     draw(report, options.output)
     print(f"\naccuracy.md, .svg, .png and .json are in {options.output}", file=people)
-    if options.json == "-":
-        print(text)
-    elif options.json:
-        Path(options.json).write_text(text + "\n", encoding="utf-8")
+    if options.json:
+        write_json(options.json, report)
 
 
 if __name__ == "__main__":

@@ -8,114 +8,25 @@ with one code; anything unforeseen on any rank ends the whole job with code 70.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
-import json
 import os
-import re
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-import dpsgd
 from collectives.guard import WorldError, crash, start
 from dpsgd import options
-from dpsgd.config import Config, nearest
-from dpsgd.errors import CRASHED, INTERRUPTED, ConfigError, LaunchError, UserError
+from dpsgd.arguments import Asked, check_json, parse, write_json
+from dpsgd.config import Config
+from dpsgd.errors import CRASHED, INTERRUPTED, LaunchError, UserError
 from launch import world as launched
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from dpsgd.data import Dataset
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises instead of exiting, and names the nearest valid flag."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def parser() -> argparse.ArgumentParser:
-    """One flag for each field of Config."""
-    made = _Parser(
-        prog="python -m dpsgd.run",
-        description="Differentially private training over MPI.",
-        epilog="Every option can also stand in a TOML or JSON file (--config) or in the "
-        "environment (DPSGD_MAX_GRAD_NORM=1); the command line is stronger than both.",
-        allow_abbrev=False,
-    )
-    made.add_argument("--version", action="version", version=f"dpsgd {dpsgd.__version__}")
-    made.add_argument("--config", type=Path, metavar="FILE", help="options in TOML or JSON")
-    made.add_argument(
-        "--print-config",
-        action="store_true",
-        help="show every option and where its value comes from, in the form of --config; then end",
-    )
-    made.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        metavar="FILE",
-        help="write run.json to FILE, or alone to standard output",
-    )
-    for one in fields(Config):
-        flag = "--" + one.name.replace("_", "-")
-        text = one.metadata["help"].replace("%", "%%")
-        if one.metadata["kind"] == "true|false":
-            made.add_argument(flag, action="store_true", default=None, help=text)
-            continue
-        if one.default is not None:
-            text += f" (default {options.shown(one.default)})"
-        made.add_argument(flag, metavar=one.metadata["kind"].upper(), help=text)
-    return made
-
-
-def parse(arguments: list[str]) -> tuple[Config, str | None]:
-    """The configuration and where JSON goes. Raises ConfigError.
-
-    Ends the process, as --help does, after --print-config.
-    """
-    made = parser()
-    found, unknown = made.parse_known_args(_with_negative_numbers(arguments))
-    if unknown:
-        flags = [flag for action in made._actions for flag in action.option_strings]
-        hint = nearest(unknown[0].split("=")[0], flags)
-        raise ConfigError(f"unknown argument {unknown[0]}{hint}")
-    given = {
-        name: options.parse(name, value) if isinstance(value, str) else value
-        for name, value in vars(found).items()
-        if name in options.NAMES and value is not None
-    }
-    gathered = options.gather(found.config, os.environ, given)
-    config = Config(**{name: one.value for name, one in gathered.items()})
-    if found.print_config:
-        _print_config(options.rows(config, gathered), found.json)
-        raise SystemExit(0)
-    return config, found.json
-
-
-def _with_negative_numbers(arguments: list[str]) -> list[str]:
-    """`--delta -1e-5` as one word: argparse takes the number for a flag."""
-    joined: list[str] = []
-    for argument in arguments:
-        if joined and joined[-1].startswith("--") and re.match(r"-\.?\d", argument):
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
-    return joined
-
-
-def _print_config(table: list[dict[str, Any]], json_to: str | None) -> None:
-    if json_to is None:
-        print(options.as_toml(table))
-    else:
-        _check_writable(json_to)
-        _write_json(json_to, {"rows": table})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise LaunchError("started by torchrun; start with mpirun -np N python -m dpsgd.run")
         stdout = sys.stdout if speaks else io.StringIO()
         with contextlib.redirect_stdout(stdout):  # --help and --version print, once
-            config, json_to = parse(sys.argv[1:] if arguments is None else arguments)
+            asked = parse(sys.argv[1:] if arguments is None else arguments)
+        if asked.origins is not None:
+            return _print_config(asked) if speaks else 0
         threads = launched.share_cores()
         comm = _start_mpi()
     except UserError as error:
@@ -137,13 +50,23 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(speaks)
     try:
-        return _train(config, json_to, comm, threads, started)
+        return _train(asked.config, asked.json_to, comm, threads, started)
     except UserError as error:  # agreed upon by all ranks
         return _report(error) if comm.rank == 0 else error.exit_code
     except KeyboardInterrupt:
         os._exit(_interrupted(speaks))  # without MPI_Finalize, which would wait for other ranks
     except BaseException:
         crash(comm, "dpsgd.run", CRASHED)
+
+
+def _print_config(asked: Asked) -> int:
+    assert asked.origins is not None  # the caller looked
+    if asked.json_to is None:
+        print(options.as_toml(asked.origins))
+    else:
+        check_json(asked.json_to)
+        write_json(asked.json_to, {"rows": asked.origins})
+    return 0
 
 
 def _interrupted(speaks: bool) -> int:
@@ -167,7 +90,7 @@ def _train(
     from collectives.transports.mpi import library_version
     from dpsgd import data, run_folder, trainer
 
-    on_root(comm, UserError, lambda: _check_writable(json_to))
+    on_root(comm, UserError, lambda: check_json(json_to))
     dataset = data.load_dataset(config.data, comm)
     folder = on_root(comm, UserError, lambda: _make_folder(config, dataset))
     progress = None
@@ -201,17 +124,8 @@ def _train(
         run_folder.save(folder, result, environment)
         show.result(result, folder)
         if json_to is not None:
-            _write_json(json_to, result.to_json())
+            write_json(json_to, result.to_json())
     return 0
-
-
-def _check_writable(json_to: str | None) -> None:
-    """What would otherwise fail after the work is done."""
-    if json_to in (None, "-"):
-        return
-    file = Path(json_to)
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ConfigError(f"--json must be a writable file, got {json_to}")
 
 
 def _make_folder(config: Config, dataset: Dataset) -> Path:
@@ -222,17 +136,6 @@ def _make_folder(config: Config, dataset: Dataset) -> Path:
     folder = config.out or Path("runs") / f"{stamp}-{os.getpid()}"
     run_folder.create(folder, 4 * model.num_params + run_folder.SPARE_BYTES)
     return folder
-
-
-def _write_json(json_to: str, content: dict[str, Any]) -> None:
-    text = json.dumps(content, allow_nan=False, indent=2)
-    try:
-        if json_to == "-":
-            print(text, flush=True)
-        else:
-            Path(json_to).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--json {json_to} cannot be written: {error.strerror}") from None
 
 
 def _report(error: UserError) -> int:

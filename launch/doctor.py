@@ -15,9 +15,10 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 from launch import mpi
-from launch.cli import LAUNCH, Parser, shown
+from launch.cli import LAUNCH, Parser, UsageError, shown
 from launch.world import cores
 
 OK, WRONG, OPTIONAL = "ok", "wrong", "optional"
@@ -40,7 +41,10 @@ class Check:
 
 def add_arguments(parser: Parser) -> None:
     """The flags of this command."""
-    parser.add_argument("--json", action="store_true", help="rows as JSON on standard output")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE",
+        help="rows as JSON: to FILE, or alone on standard output",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,8 +52,16 @@ def run(options: argparse.Namespace) -> int:
     checks = [_python(), *_mpi(), *_path(), _cores(), _user(), *_packages()]
     bad = [check for check in checks if check.status == WRONG]
     if options.json:
-        print(json.dumps({"rows": [asdict(check) for check in checks]}, indent=2))
-        return LAUNCH if bad else 0
+        text = json.dumps({"rows": [asdict(check) for check in checks]}, indent=2)
+        if options.json == "-":
+            print(text)
+            return LAUNCH if bad else 0
+        try:
+            Path(options.json).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"--json must be writable, got {options.json}: {error.strerror}"
+            ) from None
     for check in checks:
         cure = f"  -> {check.cure}" if check.cure else ""
         print(f"{check.status:<9} {check.name:<10} {check.found}{cure}")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dpsgd.arguments import parse
 from dpsgd.config import Config
 from dpsgd.errors import ConfigError
 from dpsgd.options import NAMES, load
-from dpsgd.run import parse
 from helpers import Launch
 
 
@@ -170,7 +170,7 @@ def test_a_negative_number_is_a_value_and_no_flag(number: str) -> None:
 
 
 def test_every_option_has_a_flag() -> None:
-    from dpsgd.run import parser
+    from dpsgd.arguments import parser
 
     flags = parser().format_help()
     for name in NAMES:

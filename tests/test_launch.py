@@ -197,7 +197,9 @@ def test_what_configures_an_mpi_is_handed_on() -> None:
 
 
 @pytest.mark.mpi
-def test_the_doctor_finds_this_environment_ready(python: Launch, mpirun: Launch) -> None:
+def test_the_doctor_finds_this_environment_ready(
+    python: Launch, mpirun: Launch, tmp_path: Path
+) -> None:
     done = python("-m", "launch", "doctor", "--json")
     assert done.returncode == 0, done.stdout
     rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
@@ -206,7 +208,8 @@ def test_the_doctor_finds_this_environment_ready(python: Launch, mpirun: Launch)
     launcher = rows["launcher"]["found"].split(",")[0]
     assert rows["library"]["found"].startswith(launcher), "both are of one MPI"
     assert "numpy" in rows["packages"]["found"]
-    shown = python("-m", "launch", "doctor")
+    shown = python("-m", "launch", "doctor", "--json", "rows.json")
+    assert (tmp_path / "rows.json").read_text() == done.stdout
     assert shown.stdout.endswith("ready: python -m launch local -n 4\n")
     assert all(name in shown.stdout for name in rows)
 

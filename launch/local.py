@@ -16,20 +16,24 @@ from launch import mpi
 from launch.cli import LaunchError, Parser, shown
 from launch.world import TERMINAL_COLUMNS, cores, threads_per_rank, without_launcher
 
-PROGRAM = "dpsgd.run"
+MAIN_JOB = "dpsgd.run"
 MAX_RANKS = 4096
 
 
 def add_arguments(parser: Parser) -> None:
     """The flags of this command."""
-    parser.usage = "python -m launch local [-n RANKS] [--dry-run] -- [options of dpsgd.run ...]"
-    parser.hint = f"options of {PROGRAM} go behind --"
+    parser.usage = "python -m launch local [-n RANKS] [--module NAME] [--dry-run] -- [OPTIONS ...]"
+    parser.hint = f"options of {MAIN_JOB} go behind --"
     parser.add_argument(
         "-n", "--ranks", type=_ranks, default=cores(), help="ranks (default: one for each core)"
     )
+    parser.add_argument(
+        "--module", default=MAIN_JOB, metavar="NAME",
+        help=f"what to run: {MAIN_JOB} (default), collectives.bench, or a module of your own",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show the line, do not run it")
     parser.add_argument(
-        "options", nargs="*", metavar="-- OPTIONS", help=f"options of {PROGRAM}, behind --"
+        "options", nargs="*", metavar="-- OPTIONS", help="options of what is run, behind --"
     )
 
 
@@ -39,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
         words = mpi.line_here(options.ranks)
     except mpi.MpiError as error:
         raise LaunchError(str(error)) from None
-    words += [shown(sys.executable), "-m", PROGRAM, *options.options]
+    words += [shown(sys.executable), "-m", options.module, *options.options]
     added = {"OMP_NUM_THREADS": str(threads_per_rank(options.ranks))}
     added = {name: value for name, value in added.items() if name not in os.environ}
     assignments = [f"{name}={value}" for name, value in added.items()]

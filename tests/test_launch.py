@@ -115,6 +115,8 @@ def test_a_dry_run_shows_the_line_with_the_threads_of_each_rank(
             f"OMP_NUM_THREADS={threads} {only}/mpirun -np {ranks} {only}/elsewhere/python -m "
             f"dpsgd.run --out 'a b'\n"
         )
+    assert command.main(["local", "--dry-run", "--module", "collectives.bench"]) == 0
+    assert capsys.readouterr().out.endswith("/python -m collectives.bench\n")
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's own wish
     assert command.main(["local", "--dry-run"]) == 0
     assert "OMP_NUM_THREADS" not in capsys.readouterr().out

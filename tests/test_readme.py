@@ -1,0 +1,141 @@
+"""Every command of the README, as a new user types it: in a clean clone, in a path with a space.
+
+    make readme
+
+As root the commands run twice: as root, and as `nobody` in a clone of its own; anybody else runs
+them as themselves. What cannot run here (no Docker engine, no MPI of the system) is named in the
+output with the reason. It takes some minutes, installation included.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import quote
+
+import pytest
+
+from helpers import FULTON, ROOT
+
+slow = pytest.mark.readme
+README = (ROOT / "README.md").read_text()
+ROOT_ONLY_ONCE = ("make test", "make test-openmpi")
+"""The slow suites: as root they are what runs this test, so only the other user runs them here."""
+FASTER = {"SALTS": "1"}
+"""Sizes that make takes from the environment; the commands stay as they are."""
+COMMAND = re.compile(r"`((?:make|python3?|mpirun|\.venv\S*/bin/\w+) [^`]+)`")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[str]:
+    """The lines of all shell blocks, without comments."""
+    lines = [line.partition(" #")[0].strip() for block in blocks("") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def why_not(command: str, is_root: bool) -> str | None:
+    """Why a command cannot, or need not, run here."""
+    if is_root and command in ROOT_ONLY_ONCE:
+        return "as root it is the suite that this test belongs to"
+    if "SYSTEM_MPI" in command and not shutil.which("mpirun"):
+        return "there is no mpirun on PATH"
+    if (
+        command.startswith("docker ")
+        and subprocess.run(["docker", "info"], capture_output=True).returncode
+    ):
+        return "no Docker engine runs here"
+    needs_file = command == "make accuracy" or "fulton" in command
+    if needs_file and not FULTON.exists():
+        return "the census file is not beside this checkout"
+    return None
+
+
+USERS = ["root", "nobody"] if os.geteuid() == 0 else [pwd.getpwuid(os.geteuid()).pw_name]
+
+
+@pytest.fixture(params=USERS)
+def clone(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
+    """A user and a clean clone of the last commit that belongs to the user."""
+    name = request.param
+    with tempfile.TemporaryDirectory(prefix="a new user ") as folder:
+        place = Path(folder) / "my clone"
+        subprocess.run(["git", "clone", "--quiet", ROOT, place], check=True)
+        shared = ROOT.parent / "shared"
+        if shared.exists():
+            (Path(folder) / "shared").symlink_to(shared)
+        (Path(folder) / "home").mkdir()
+        if os.geteuid() == 0:
+            subprocess.run(["chown", "-R", name, folder], check=True)
+        yield name, place
+
+
+def as_user(name: str, place: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """bash in the clone, with the environment of a fresh login."""
+    kept = {key: os.environ[key] for key in ("PATH", "LANG", "CI") if key in os.environ}
+    home = os.environ["HOME"] if name == "root" else str(place.parent / "home")
+    user = {"user": name, "group": pwd.getpwnam(name).pw_gid} if os.geteuid() == 0 else {}
+    return subprocess.run(
+        ["bash", "-c", script], cwd=place, env={**kept, **FASTER, "HOME": home, "USER": name},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
+        timeout=1500, extra_groups=[] if user else None, **user,
+    )  # fmt: skip
+
+
+@slow
+def test_every_command_of_the_readme_works(clone: tuple[str, Path]) -> None:
+    name, place = clone
+    lines = []
+    for command in commands():
+        if reason := why_not(command, name == "root"):
+            lines.append(f"echo {quote(f'# left out: {command}: {reason}')}")
+        else:
+            lines += [f"echo {quote(f'$ {command}')}; SECONDS=0", command, 'echo "# $SECONDS s"']
+    (place / "by-hand.py").write_text(f"from pathlib import Path\n{blocks('python')[0]}")
+    lines.append("python by-hand.py")
+    done = as_user(name, place, "set -e\n" + "\n".join(lines))
+    marks = [line for line in done.stdout.splitlines() if line.startswith(("$ ", "# "))]
+    print(f"as {name}:", *marks, sep="\n")
+    assert done.returncode == 0, f"as {name}:\n{done.stdout[-6000:]}"
+    assert "Traceback" not in done.stdout
+    changed = as_user(name, place, "git status --porcelain").stdout
+    assert changed.split() == ["??", "by-hand.py"], (
+        f"the commands left files in git's way:\n{changed}"
+    )
+
+
+@slow
+def test_an_installation_without_a_network_comes_from_the_folder_of_wheels() -> None:
+    """`make wheels` in one clone, `make demo WHEELS=...` in another that has no network."""
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+        pytest.skip("a network namespace cannot be made here (unshare --net)")
+    with tempfile.TemporaryDirectory(prefix="two hosts ") as folder:
+        for host in ("with network", "without"):
+            subprocess.run(["git", "clone", "--quiet", ROOT, Path(folder) / host], check=True)
+        for host, command in (
+            ("with network", ["make", "wheels", "EXTRAS=", f"WHEELS={folder}/the wheels"]),
+            ("without", ["unshare", "--net", "make", "demo", f"WHEELS={folder}/the wheels"]),
+        ):
+            done = subprocess.run(
+                command, cwd=Path(folder) / host, capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert "differentially private" in " ".join(done.stdout.split())
+
+
+def test_no_command_stands_only_in_the_text() -> None:
+    """What is not in a block is not run, so whatever the text names must be in one, or in help."""
+    known = "\n".join(commands()) + subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout  # fmt: skip
+    for command in COMMAND.findall(README):
+        words = command.split()[:2] if command.startswith("make ") else [command]  # or variables
+        assert " ".join(words) in known, f"`{command}` of the README is in none of its blocks"

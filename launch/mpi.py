@@ -35,6 +35,12 @@ except (ImportError, RuntimeError) as error:
 vendor, version = MPI.get_vendor()
 print(vendor, ".".join(map(str, version)), sep="\\n")
 """
+_SUM_OF_ONES = """
+from mpi4py import MPI
+ones = MPI.COMM_WORLD.allreduce(1)
+if MPI.COMM_WORLD.rank == 0:  # alone: the lines of two ranks can run into each other
+    print(ones)
+"""
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,13 @@ def line_here(num_ranks: int) -> list[str]:
     if launcher is None:
         raise MpiError("no mpirun beside this Python or on PATH; make install brings one")
     return line(launcher, identify(launcher), num_ranks, is_root=os.geteuid() == 0)
+
+
+def check_world(launcher: Path, found: Mpi) -> None:
+    """Raises MpiError unless two ranks of this launcher can add two ones."""
+    words = line(launcher, found, 2, is_root=os.geteuid() == 0)
+    if output([*words, sys.executable, "-c", _SUM_OF_ONES]).split() != ["2"]:
+        raise MpiError("two ranks started by that mpirun do not find each other")
 
 
 def search_path(launcher: Path) -> str:

@@ -165,6 +165,16 @@ def test_a_python_that_is_too_old_makes_no_environment(make: Make, tmp_path: Pat
     assert not (tmp_path / "a clone/.venv").exists()
 
 
+def test_an_environment_that_could_not_be_finished_is_not_left(make: Make, tmp_path: Path) -> None:
+    half = tmp_path / "python"
+    half.write_text(
+        "#!/bin/sh\n[ $1 = -c ] || { mkdir -p .venv/bin; touch .venv/bin/python; exit 1; }"
+    )
+    half.chmod(0o755)
+    assert make("core", f"PYTHON={half}").returncode == 2
+    assert not (tmp_path / "a clone/.venv").exists()
+
+
 def dockerfile() -> list[tuple[str, list[str]]]:
     """Instructions with their words; continued lines joined, comments left out."""
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")

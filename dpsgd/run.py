@@ -23,6 +23,8 @@ from dpsgd.config import Config
 from dpsgd.errors import CRASHED, INTERRUPTED, LaunchError, UserError
 from launch import world as launched
 
+SECONDS_TO_SPEAK = 2.0
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -54,7 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:  # agreed upon by all ranks
         return _report(error) if comm.rank == 0 else error.exit_code
     except KeyboardInterrupt:
-        os._exit(_interrupted(speaks))  # without MPI_Finalize, which would wait for other ranks
+        code = _interrupted(speaks)
+        if not speaks:
+            time.sleep(SECONDS_TO_SPEAK)  # to end now could silence, or kill, the one that speaks
+        elif comm.size > 1:
+            comm.Abort(code)
+        os._exit(code)  # without MPI_Finalize, which would wait for the other ranks
     except BaseException:
         crash(comm, "dpsgd.run", CRASHED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -142,8 +143,11 @@ def interrupted_while_reading(folder: Path, row: Row) -> subprocess.CompletedPro
     ):  # opens when the program reads
         pipe.write(f"{HEADER}\n")
         pipe.flush()
-        job.send_signal(signal.SIGINT)
-        out, errors = job.communicate(timeout=60)
+        while job.poll() is None:  # once is not enough if it comes just before the read blocks
+            job.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.wait(1)
+        out, errors = job.communicate()
     assert not (folder / "data/x").exists()
     return subprocess.CompletedProcess(command, job.returncode, out, errors)
 

@@ -12,7 +12,7 @@ MPI_WHEEL := $(if $(SYSTEM_MPI)$(wildcard .venv/.system-mpi),,mpich)
 CORE := .venv/.core $(if $(SYSTEM_MPI),system-mpi)
 FULL := .venv/.full $(if $(SYSTEM_MPI),system-mpi)
 
-PIP_INSTALL := -m pip install --disable-pip-version-check --use-pep517 --constraint constraints.txt \
+PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt \
 	$(if $(WHEELS),--no-index --find-links "$(WHEELS)",--quiet)
 CHECK_WHEELS := [ -z "$(WHEELS)" ] || ls "$(WHEELS)"/*.whl >/dev/null 2>&1 || { echo "WHEELS=$(WHEELS)\
 	must be a folder of wheels: make wheels, where there is a network, fills one" >&2; exit 2; }

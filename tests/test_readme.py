@@ -32,6 +32,7 @@ if "CI" in os.environ:
     FASTER["PYTEST_ADDOPTS"] = "-k 'launch or interrupts or mistakes or installation or predict'"
 """Sizes that the commands take from the environment; the commands stay as they are. In CI the suite
 runs whole as root, so as the other user it is cut to what has to do with users, files and ends."""
+MARKS = ("$ ", "# ")
 COMMAND = re.compile(r"`((?:make|python3?|mpirun|\.venv\S*/bin/\w+) [^`]+)`")
 
 
@@ -81,16 +82,26 @@ def clone(request: pytest.FixtureRequest) -> Iterator[tuple[str, Path]]:
         yield name, place
 
 
-def as_user(name: str, place: Path, script: str) -> subprocess.CompletedProcess[str]:
-    """bash in the clone, with the environment of a fresh login."""
+def as_user(name: str, place: Path, script: str) -> tuple[int, str]:
+    """bash in the clone, with the environment of a fresh login; its exit code and its output.
+
+    Lines that begin with a mark are printed as they come.
+    """
     kept = {key: os.environ[key] for key in ("PATH", "LANG", "CI") if key in os.environ}
     home = os.environ["HOME"] if name == "root" else str(place.parent / "home")
     user = {"user": name, "group": pwd.getpwnam(name).pw_gid} if os.geteuid() == 0 else {}
-    return subprocess.run(
+    lines = []
+    with subprocess.Popen(
         ["bash", "-c", script], cwd=place, env={**kept, **FASTER, "HOME": home, "USER": name},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
-        timeout=1500, extra_groups=[] if user else None, **user,
-    )  # fmt: skip
+        extra_groups=[] if user else None, **user,
+    ) as job:  # fmt: skip
+        assert job.stdout is not None
+        for line in job.stdout:
+            lines.append(line)
+            if line.startswith(MARKS):
+                print(f"{name} {line}", end="", flush=True)
+    return job.returncode, "".join(lines)
 
 
 @slow
@@ -104,12 +115,10 @@ def test_every_command_of_the_readme_works(clone: tuple[str, Path]) -> None:
             lines += [f"echo {quote(f'$ {command}')}; SECONDS=0", command, 'echo "# $SECONDS s"']
     (place / "by-hand.py").write_text(f"from pathlib import Path\n{blocks('python')[0]}")
     lines.append("python by-hand.py")
-    done = as_user(name, place, "set -e\n" + "\n".join(lines))
-    marks = [line for line in done.stdout.splitlines() if line.startswith(("$ ", "# "))]
-    print(f"as {name}:", *marks, sep="\n")
-    assert done.returncode == 0, f"as {name}:\n{done.stdout[-6000:]}"
-    assert "Traceback" not in done.stdout
-    changed = as_user(name, place, "git status --porcelain").stdout
+    code, said = as_user(name, place, "set -e\n" + "\n".join(lines))
+    assert code == 0, f"as {name}:\n{said[-6000:]}"
+    assert "Traceback" not in said
+    _, changed = as_user(name, place, "git status --porcelain")
     assert changed.split() == ["??", "by-hand.py"], (
         f"the commands left files in git's way:\n{changed}"
     )

@@ -27,7 +27,7 @@ CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
 
 help:
 	@echo "make demo              train a private model on 4 ranks (DATA=file.csv for your own file)"
-	@echo "make test              all tests but the statistical ones"
+	@echo "make test              the tests, but for the slow suites below"
 	@echo "make install           everything into .venv"
 	@echo "make core              only what the demo needs into .venv"
 	@echo "make check             formatting, lint, types"

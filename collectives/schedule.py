@@ -80,9 +80,9 @@ class Algorithm:
     """One all-reduce. Give `all_reduce`, or both halves and the parts owned between them.
 
     `num_parts(world_size)` is the number of pieces of the buffer. `traffic(world_size)` is what the
-    algorithm promises of its busiest rank; where the world size is no power of two, the rounds are
-    an upper bound. `owned(rank, world_size)` is the range of parts that a rank holds finished after
-    `reduce_scatter`.
+    algorithm promises of its busiest rank; for a tree whose world size is no power of two, the
+    rounds are an upper bound. `owned(rank, world_size)` is the range of parts that a rank holds
+    finished after `reduce_scatter`.
     """
 
     name: str

@@ -111,7 +111,7 @@ def _check(options: argparse.Namespace) -> None:
     existing = next(path for path in (place, *place.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"--output must be a writable folder, got {options.output}")
-    check_json(options.json)
+    check_json(options.json, options.input, options.output)
 
 
 def _launcher(world_size: int) -> list[str]:

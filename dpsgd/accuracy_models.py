@@ -9,7 +9,6 @@ gradient boosting on the codes of the columns, and the majority class.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from dpsgd.accuracy_table import BOOSTING, LOGISTIC, MAJORITY, PRIVATE
 from dpsgd.data import encode
 from dpsgd.errors import DatasetError, UserError
+from launch.mpi import search_path
+from launch.world import without_launcher
 from preprocess import shards
 
 BASELINES = (LOGISTIC, BOOSTING, MAJORITY)
@@ -113,8 +114,9 @@ def without_privacy(split: Split, name: str) -> dict[str, Any]:
 def _run(command: list[str]) -> None:
     """Run to the end, without the options that the environment holds. Raises RunError."""
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("DPSGD_")
+        name: value for name, value in without_launcher().items() if not name.startswith("DPSGD_")
     }
+    environment["PATH"] = search_path(Path(command[0]))
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, errors="replace",
@@ -123,7 +125,7 @@ def _run(command: list[str]) -> None:
             out, words = child.communicate()
         except BaseException:  # asked to end, mpirun takes its ranks along; killed, it may not
             child.terminate()
-            child.wait()
+            child.communicate()
             raise
     if child.returncode != 0:
         raise RunError(command, child.returncode, words or out)

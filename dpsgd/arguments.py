@@ -6,7 +6,6 @@ Nothing heavy is imported here: a mistake is reported before numpy, torch or MPI
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 from dataclasses import dataclass, fields
@@ -17,13 +16,16 @@ import dpsgd
 from dpsgd import options
 from dpsgd.config import Config, nearest
 from dpsgd.errors import ConfigError
+from preprocess import output
+from preprocess.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for. `json_to` is None, a file, or - for standard output."""
+    """What a command line asks for. `file` is the configuration file, `json_to` a file or -."""
 
     config: Config
+    file: Path | None
     json_to: str | None
     origins: list[dict[str, Any]] | None
     """The rows of --print-config, which are then all that is asked for."""
@@ -90,9 +92,9 @@ def parse(arguments: list[str]) -> Asked:
         if name in options.NAMES and value is not None
     }
     gathered = options.gather(found.config, os.environ, given)
-    config = Config(**{name: one.value for name, one in gathered.items()})
+    config = options.config_of(gathered)
     origins = options.rows(config, gathered) if found.print_config else None
-    return Asked(config, found.json, origins)
+    return Asked(config, found.config, found.json, origins)
 
 
 def _with_negative_numbers(arguments: list[str]) -> list[str]:
@@ -106,22 +108,17 @@ def _with_negative_numbers(arguments: list[str]) -> list[str]:
     return joined
 
 
-def check_json(json_to: str | None) -> None:
-    """Raise ConfigError for a file that could not be written after the work is done."""
-    if json_to in (None, "-"):
-        return
-    file = Path(json_to)
-    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ConfigError(f"--json must be a writable file, got {json_to}")
+def check_json(json_to: str | None, *others: Path | None) -> None:
+    """Raise ConfigError for a file that cannot be written, or that is needed otherwise."""
+    try:
+        output.check_json(json_to, *others)
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
 
 
 def write_json(json_to: str, content: dict[str, Any]) -> None:
-    """Strict JSON to a file, or alone on standard output. Raises ConfigError."""
-    text = json.dumps(content, allow_nan=False, indent=2)
+    """Strict JSON to a file of the owner's, or alone on standard output. Raises ConfigError."""
     try:
-        if json_to == "-":
-            print(text, flush=True)
-        else:
-            Path(json_to).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--json {json_to} cannot be written: {error.strerror}") from None
+        output.write_json(json_to, content)
+    except UsageError as error:
+        raise ConfigError(str(error)) from None

@@ -133,8 +133,8 @@ def logits(
 ) -> NDArray[np.float32]:
     """Logits of the positive class [batch].
 
-    Computed in float64 and rounded once, so that a record has the same logit in every batch and
-    equal records are tied: how a float32 product is rounded depends on the rows around it.
+    How a product is rounded depends on the rows around it. Computed in float64 and rounded once, a
+    record has, but for rare ties of the last rounding, the same logit in every batch.
     """
     import numpy as np
 

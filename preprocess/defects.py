@@ -92,8 +92,6 @@ def records_by_kind(rates: Mapping[str, float], num_rows: int) -> dict[str, int]
     flags = ", ".join(f"--{kind}" for kind in rates)
     if fsum(rates.values()) > 1:
         raise UsageError(f"{flags} must sum to at most 1, got {fsum(rates.values())}")
-    if rates and num_rows > MAX_ROWS:
-        raise UsageError(f"--rows must be at most {MAX_ROWS} with {flags}, got {num_rows}")
     numbers = {kind: round(rates.get(kind, 0) * num_rows) for kind in KINDS}
     available = num_rows - (numbers["duplicates"] > 0)
     if sum(numbers.values()) > available:

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from preprocess.errors import UsageError
 
 SECONDS_BETWEEN_REPORTS = 2.0
 OWNER_ONLY = 0o600
+TEMPORARY = ".unfinished-"
+"""How the names of files and folders begin that are not complete yet."""
 
 
 def progress(prog: str, path: Path) -> Callable[[int, int], None]:
@@ -39,28 +41,44 @@ def progress(prog: str, path: Path) -> Callable[[int, int], None]:
     return report
 
 
-def check_json(target: str | None, *others: Path) -> None:
-    """Raise UsageError if `--json` could not be written at the end, or would replace `others`."""
+def check_json(target: str | None, *others: Path | None) -> None:
+    """Raise UsageError if `--json` could not be written at the end, or would harm `others`.
+
+    Those are files and folders that are read or written otherwise; it must not lie in them either.
+    """
     if target in (None, "-"):
         return
     file = Path(target)
     here = file if file.exists() else file.parent
-    if file.is_dir() or not (file.exists() or here.is_dir()) or not os.access(here, os.W_OK):
+    wrong_kind = not file.is_file() if file.exists() else not here.is_dir()
+    if wrong_kind or not os.access(here, os.W_OK):
         raise UsageError(f"--json must be a writable file, got {file}")
-    if os.path.realpath(file) in map(os.path.realpath, others):
-        raise UsageError(f"--json must be a file of its own, got {file}")
+    real = Path(os.path.realpath(file))
+    for other in others:
+        if other is not None and real.is_relative_to(os.path.realpath(other)):
+            raise UsageError(f"--json must be a file of its own, got {file}: it is part of {other}")
 
 
 def write_json(target: str, document: dict[str, Any]) -> None:
-    """Strict JSON to a file, or alone on stdout for "-"."""
+    """Strict JSON to a file that only its owner can read, or alone on stdout for "-"."""
     text = json.dumps(document, allow_nan=False, indent=2)
+    if target != "-":
+        with new_file("--json", Path(target), OWNER_ONLY) as file:
+            file.write((text + "\n").encode())
+        return
     try:
-        if target == "-":
-            print(text, flush=True)
-        else:
-            Path(target).write_text(text + "\n", encoding="utf-8")
+        print(text, flush=True)
     except OSError as error:
         raise UsageError(f"--json must be writable, got {target}: {error.strerror}") from None
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Text for people. That nobody reads it, or its disk is full, must not undo what was done."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        with suppress(OSError, ValueError):  # what the stream still holds
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -77,13 +95,13 @@ def new_file(flag: str, path: Path, mode: int | None = None) -> Iterator[BinaryI
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY)
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(_allowed_by_umask() if mode is None else mode)
+        temporary.chmod(0o666 & ~umask() if mode is None else mode)
         temporary.replace(path)
         temporary = None
     except OSError as error:
@@ -96,7 +114,8 @@ def new_file(flag: str, path: Path, mode: int | None = None) -> Iterator[BinaryI
                 parent.rmdir()
 
 
-def _allowed_by_umask() -> int:
+def umask() -> int:
+    """The bits that the user takes from new files."""
     mask = os.umask(0o077)
     os.umask(mask)
-    return 0o666 & ~mask
+    return mask

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from preprocess.shards import QUARANTINE
 from preprocess.spec import Spec
@@ -55,19 +55,17 @@ def only_one_label(cleaned: Cleaned, spec: Spec) -> str | None:
     labels = cleaned.codes[:, number]
     if not len(labels) or (labels != labels[0]).any():
         return None
-    records = (
-        "the only kept record has" if len(labels) == 1 else f"all {len(labels):,} kept records have"
+    return (
+        f"all kept records ({len(labels):,}) have the same {spec.label}: a model of them can only "
+        f"learn that"
     )
-    return f"{records} {spec.label} = {labels[0]}: a model of them can only learn that"
 
 
-def print_summary(report: dict[str, Any], file: TextIO) -> None:
+def in_words(report: dict[str, Any]) -> str:
     """The report of a run for people; see `python -m preprocess --json`."""
     counts = report["counts"]
-
-    def say(line: str) -> None:
-        print(line, file=file)
-
+    lines: list[str] = []
+    say = lines.append
     dry = "; dry run, nothing is written" if report["dry_run"] else ""
     say(
         f"{counts['records']:,} records read in {report['seconds']:.1f} s ({report['engine']}){dry}"
@@ -79,10 +77,10 @@ def print_summary(report: dict[str, Any], file: TextIO) -> None:
     if rows := report["refusals"]["rows"]:
         say(f"    {'rule':<15} {'column':<15} {'records':>10}  first lines")
         for row in rows:
-            lines = ", ".join(map(str, row["first_lines"]))
+            first = ", ".join(map(str, row["first_lines"]))
             more = ", ..." if row["records"] > len(row["first_lines"]) else ""
             column = row["column"] or "(whole line)"
-            say(f"    {row['rule']:<15} {column:<15} {row['records']:>10,}  {lines}{more}")
+            say(f"    {row['rule']:<15} {column:<15} {row['records']:>10,}  {first}{more}")
     if imputed := counts["imputed_by_column"]:
         say("  missing values replaced by public constants")
         for column, number in imputed.items():
@@ -92,7 +90,7 @@ def print_summary(report: dict[str, Any], file: TextIO) -> None:
     elif rows:
         say(f"Refused records, with line numbers, values and reasons: {report['quarantine']}")
     if not counts["kept"]:
-        return  # an error follows
+        return "\n".join(lines)  # an error follows
     say(
         "The number of training records will be part of every privacy statement. The other counts "
         "are exact and not covered by any epsilon: keep them inside."
@@ -101,3 +99,4 @@ def print_summary(report: dict[str, Any], file: TextIO) -> None:
         say("Next: the same with --output DATASET and without --dry-run")
     else:
         say(f"Next: mpirun -np 4 python -m dpsgd.run --data {shlex.quote(report['dataset'])}")
+    return "\n".join(lines)

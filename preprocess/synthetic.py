@@ -90,6 +90,10 @@ def write_synthetic(
     """
     rates = rates or {}
     numbers = defects.records_by_kind(rates, num_rows)
+    if (rates or truth_path is not None) and num_rows > defects.MAX_ROWS:
+        raise UsageError(
+            f"--rows must be at most {defects.MAX_ROWS} with defects or a truth, got {num_rows}"
+        )
     if truth_path is not None:
         _check_truth(truth_path, path)
     with new_file("--output", path) as file:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocess.errors import UsageError
+from preprocess.output import TEMPORARY, umask
 from preprocess.records import RULES
 from preprocess.schema import as_schema
 from preprocess.shards import FORMAT, MANIFEST, QUARANTINE, SCHEMA, part_path
@@ -47,7 +48,7 @@ def new_dataset(dataset: Path) -> Iterator[Path]:
         for parent in reversed([p for p in dataset.parents if not p.exists()]):
             parent.mkdir()
             made.append(parent)
-        building = Path(tempfile.mkdtemp(dir=dataset.parent, prefix=f".{dataset.name[:80]}."))
+        building = Path(tempfile.mkdtemp(dir=dataset.parent, prefix=TEMPORARY))
     except OSError as error:
         _remove_empty(made)
         raise UsageError(f"output must be writable, got {dataset}: {error.strerror}") from None
@@ -170,13 +171,11 @@ def check_target(dataset: Path) -> None:
 
 
 def _publish(building: Path, dataset: Path) -> None:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    building.chmod(0o777 & ~mask)
+    building.chmod(0o777 & ~umask())
     _sync(building)
     old: Path | None = None
     if dataset.exists():
-        old = Path(tempfile.mkdtemp(dir=dataset.parent, prefix=f".{dataset.name[:80]}."))
+        old = Path(tempfile.mkdtemp(dir=dataset.parent, prefix=TEMPORARY))
         dataset.rename(old)  # onto an empty folder
     try:
         building.rename(dataset)

@@ -8,12 +8,14 @@ import sys
 from typing import Any
 
 import collectives.guard
-from dpsgd import data, metrics, options, planning, run, run_folder, trainer
+from dpsgd import data, metrics, options, planning, run, run_folder, show, trainer
 
 PHASES = {
     "options": (options, "gather"),
     "start": (collectives.guard, "start"),
     "load": (data, "_load"),
+    "claim": (os, "fsync"),
+    "show": (show, "Show"),
     "calibrate": (planning, "calibrate"),
     "train": (trainer._Step, "__call__"),
     "evaluate": (metrics, "evaluate"),

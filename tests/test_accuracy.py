@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -95,6 +96,8 @@ def test_every_model_is_scored_on_the_same_splits(
         for model, row in found.items():
             right = row["accuracy"] * len(labels)
             assert right == pytest.approx(round(right), abs=1e-6), "a share of the test records"
+            # fresh noise; over many runs the standard deviation was below 0.02, mean about 0.79:
+            # a false alarm is a matter of more than four of them, under one in 10,000
             assert row["auc"] == 0.5 if model[0] == "majority class" else 0.7 < row["auc"] < 0.9
 
 
@@ -273,8 +276,11 @@ def test_ctrl_c_ends_it_and_its_ranks_in_one_line(synthetic: Path, tmp_path: Pat
         cwd=tmp_path, env=clean_environment(TMPDIR=str(tmp_path)), text=True,
         stderr=subprocess.PIPE, start_new_session=True,
     ) as job:  # fmt: skip
+        deadline = time.monotonic() + 120
         while not list(tmp_path.glob("*/accuracy-0-epsilon-1.0")):  # its first ranks are at work
             assert job.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         job.send_signal(signal.SIGINT)
         _, said = job.communicate(timeout=60)
     assert said == "dpsgd.accuracy: interrupted before the end\n"

@@ -10,8 +10,12 @@ import pytest
 from dpsgd.arguments import parse
 from dpsgd.config import Config
 from dpsgd.errors import ConfigError
-from dpsgd.options import NAMES, load
+from dpsgd.options import NAMES, config_of, gather
 from helpers import Launch
+
+
+def load(file: Path | None, environment: dict[str, str], flags: dict[str, object]) -> Config:
+    return config_of(gather(file, environment, flags))
 
 
 def test_the_command_line_beats_the_environment_which_beats_the_file(tmp_path: Path) -> None:
@@ -138,9 +142,9 @@ def test_print_config_tells_every_value_and_where_it_came_from(
 
 
 def test_what_print_config_shows_is_a_configuration_file(tmp_path: Path) -> None:
-    from dpsgd.options import as_toml, gather, rows
+    from dpsgd.options import as_toml, rows
 
-    values = {"epsilon": 2.0, "hidden": (16, 8), "batch_size": 100, "data": Path('a "b"/ü'),
+    values = {"epsilon": 2.0, "hidden": (16, 8), "batch_size": 100, "data": Path('a "b"/ü\x7f'),
               "delta": 1e-6, "no_privacy": False, "out": Path("x"), "insecure_seed": 7}  # fmt: skip
     given = gather(None, {}, values)
     config = Config(**values)  # type: ignore[arg-type]

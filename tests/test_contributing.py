@@ -49,9 +49,7 @@ def test_the_page_is_one_page() -> None:
 
 def test_a_collective_is_one_file(copy: Path) -> None:
     (copy / "collectives/algorithms/star.py").write_text(example('"""Star'))
-    found = run(
-        copy, "-m", "pytest", "tests/test_schedules.py", "-k", "star", "-p", "no:cacheprovider"
-    )
+    found = run(copy, *PYTEST, "tests/test_schedules.py", "-k", "star")
     assert int(re.findall(r"(\d+) passed", found)[0]) >= 64
     assert "star" in run(copy, "-m", "dpsgd.run", "--help")
 
@@ -59,9 +57,7 @@ def test_a_collective_is_one_file(copy: Path) -> None:
 def test_a_gradient_engine_is_one_file(copy: Path) -> None:
     pytest.importorskip("torch", reason="the reference engine needs the extra torch")
     (copy / "dpsgd/engines/halves.py").write_text(example('"""Halves'))
-    found = run(
-        copy, "-m", "pytest", "tests/test_engines.py", "-k", "halves", "-p", "no:cacheprovider"
-    )
+    found = run(copy, *PYTEST, "tests/test_engines.py", "-k", "halves")
     assert int(re.findall(r"(\d+) passed", found)[0]) >= 10
     assert "halves" in run(copy, "-m", "dpsgd.run", "--help")
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -126,28 +127,32 @@ def two_runs(folder: Path, row: Row) -> subprocess.CompletedProcess[str]:
         first.communicate()
 
 
+def writer_of(pipe: Path) -> int | None:
+    """A descriptor to write to, once somebody reads."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        time.sleep(0.02)
+        return None
+
+
 def interrupted_while_reading(folder: Path, row: Row) -> subprocess.CompletedProcess[str]:
     """From a pipe that does not end, so that the interrupt comes in the middle."""
     os.mkfifo(folder / "pipe.csv")
     command = row.command.replace("raw.csv", "pipe.csv").split()[1:]
-    with (
-        subprocess.Popen(
-            [sys.executable, *command],
-            cwd=folder,
-            env=clean_environment(),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        ) as job,
-        (folder / "pipe.csv").open("w") as pipe,
-    ):  # opens when the program reads
-        pipe.write(f"{HEADER}\n")
-        pipe.flush()
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=clean_environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as job:  # fmt: skip
+        while not (pipe := writer_of(folder / "pipe.csv")):
+            assert job.poll() is None
+        os.write(pipe, f"{HEADER}\n".encode())
         while job.poll() is None:  # once is not enough if it comes just before the read blocks
             job.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(1)
         out, errors = job.communicate()
+        os.close(pipe)
     assert not (folder / "data/x").exists()
     return subprocess.CompletedProcess(command, job.returncode, out, errors)
 

@@ -19,6 +19,11 @@ from ranks_interrupt import PHASES
 
 HERE = Path(__file__).parent
 RUN = ("-m", "dpsgd.run")
+LEFT = {
+    "evaluate": {"metrics.jsonl", "unfinished"},
+    "save": {"metrics.jsonl", "model.safetensors", "unfinished"},
+}
+"""What an interrupt leaves in the run folder, by phase; in all others there is no folder."""
 
 
 def entries(ledger: Path) -> list[str]:
@@ -37,7 +42,8 @@ def test_ctrl_c_is_one_line_whatever_is_going_on(
     )
     spent = phase in ("train", "evaluate", "save")
     assert entries(tmp_path / "l") == ["run", "reserve"] if spent else not (tmp_path / "l").exists()
-    assert not (tmp_path / "run/run.json").exists(), "only a finished run has one"
+    assert {file.name for file in tmp_path.glob("run/*")} == LEFT.get(phase, set())
+    assert (tmp_path / "run").exists() == (phase in LEFT)
 
 
 @pytest.mark.mpi
@@ -133,12 +139,43 @@ def test_of_two_runs_in_one_folder_the_second_is_refused(tmp_path: Path) -> None
     run_folder.create(folder, 10)
     with pytest.raises(ConfigError, match="belongs to a run that is not finished, or was killed"):
         run_folder.create(folder, 10)
-    run_folder.discard(folder)
+    run_folder.discard(folder, made=True)
     assert not folder.exists()
+
+
+def test_a_run_that_left_something_keeps_its_folder_and_a_users_folder_stays(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert run_folder.create(folder, 10) is False, "it was there before"
+    run_folder.discard(folder, made=False)
+    assert list(tmp_path.rglob("*")) == [folder]
     run_folder.create(folder, 10)
     (folder / "metrics.jsonl").write_text("{}\n")
-    run_folder.discard(folder)
-    assert folder.exists(), "a run that left something keeps its folder"
+    run_folder.discard(folder, made=True)
+    assert {file.name: file.stat().st_size for file in folder.iterdir()} == {
+        "metrics.jsonl": 3,
+        "unfinished": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "harmed", ["l", "options.toml", "run/model.safetensors", "set/schema.json"]
+)
+def test_json_does_not_replace_what_a_run_needs(
+    python: Launch, tmp_path: Path, dataset: Path, harmed: str
+) -> None:
+    (tmp_path / "set").symlink_to(dataset)
+    (tmp_path / "run").mkdir()
+    for name in ("l", "options.toml"):
+        (tmp_path / name).write_text("")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    files = ("--config", "options.toml", "--data", "set", "--ledger", "l", "--out", "run")
+    done = python(*RUN, *files, "--json", harmed)
+    assert done.returncode == 2
+    assert f"--json must be a file of its own, got {harmed}: it is part of" in one_line(done)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_only_one_of_many_runs_gets_the_folder_when_they_start_at_once(tmp_path: Path) -> None:

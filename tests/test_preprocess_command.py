@@ -192,9 +192,9 @@ def test_a_dry_run_shows_the_first_lines_of_each_refusal_but_no_value(
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ("1" * 10, "all 10 kept records have employed = 1"),
-        ("00", "all 2 kept records have employed = 0"),
-        ("1x", "the only kept record has employed = 1"),
+        ("1" * 10, "all kept records (10) have the same employed"),
+        ("00", "all kept records (2) have the same employed"),
+        ("1x", "all kept records (1) have the same employed"),
         ("0001", ""),
     ],
 )

@@ -57,7 +57,7 @@ def test_json_is_strict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert capsys.readouterr().out == '{\n  "a": 1\n}\n'
     with pytest.raises(ValueError):
         output.write_json(str(tmp_path / "x"), {"a": float("nan")})
-    with pytest.raises(UsageError, match="--json must be writable"):
+    with pytest.raises(UsageError, match="--json must be a file"):
         output.write_json(str(tmp_path), {})
 
 

@@ -23,6 +23,7 @@ from collectives.schedule import (
 from collectives.verify import ScheduleError, verify
 
 WORLD_SIZES = range(1, 33)
+ROUNDS_ARE_A_BOUND = {"tree"}  # where the world size is no power of two
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -38,7 +39,7 @@ def test_the_busiest_rank_does_what_is_documented(name: str, world_size: int) ->
     found, told = verify(algorithm, world_size), algorithm.traffic(world_size)
     assert (found.messages, found.sent) == (told.messages, told.sent)
     assert found.rounds <= told.rounds
-    if world_size & (world_size - 1) == 0:
+    if name not in ROUNDS_ARE_A_BOUND or world_size & (world_size - 1) == 0:
         assert found == told
 
 

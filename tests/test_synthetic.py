@@ -119,7 +119,7 @@ def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch):
         ([*ONE, "--truth", "."], "--truth must be a writable file, got ."),
         (
             ["--rows", "1000000000", "--seed", "1", "--output", "x", "--ragged", "0.1"],
-            "--rows must be at most 999999999 with --ragged, got 1000000000",
+            "--rows must be at most 999999999 with defects or a truth, got 1000000000",
         ),
     ],
 )

@@ -15,13 +15,11 @@ from collectives.guard import WorldError
 from collectives.transports.base import Message
 from launch.world import foreign_launcher, world_mismatch
 
-_STARTS_ITSELF = mpi4py.rc.initialize
-if _STARTS_ITSELF:  # not before its vendor is known
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # not before its vendor is known
 
 from mpi4py import MPI  # noqa: E402
 
-if _STARTS_ITSELF and not MPI.Is_initialized():
+if not MPI.Is_initialized():
     if reason := foreign_launcher(MPI.get_vendor()[0]):
         raise WorldError(reason)
     MPI.Init_thread()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import collectives
-from collectives.guard import WorldError, crash, start
+from collectives.guard import WorldError, crash, interrupted, start
 from launch.world import launched_rank
 
 if TYPE_CHECKING:
@@ -197,6 +197,8 @@ def main() -> int:
         return 0
     try:
         return _run(comm, options)
+    except KeyboardInterrupt:
+        return interrupted(comm, "collectives.bench: interrupted", 130)
     except BaseException:
         crash(comm, "collectives.bench", 70)
 

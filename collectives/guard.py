@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+
+from launch.world import under_launcher
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -28,12 +32,17 @@ E = TypeVar("E", bound=Exception)
 
 POLL_SECONDS = 0.002
 LISTEN_SECONDS = 1.0
+SECONDS_TO_SPEAK = 2.0
 FAILED_TAG = 32_000  # MPI guarantees tags up to 32,767
 
 
 def start() -> MPI.Intracomm:
-    """Start MPI and give the world of all ranks. Raises WorldError if that cannot be had."""
-    with warnings.catch_warnings():
+    """Start MPI and give the world of all ranks. Raises WorldError if that cannot be had.
+
+    Until all ranks have met, Ctrl-C ends a rank at once: one that waits for another inside MPI
+    would never get to hear of it.
+    """
+    with _deadly_interrupts(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # mpi4py's suspicion is checked, and said better, in world
         try:
             from collectives.transports import mpi
@@ -51,6 +60,18 @@ def start() -> MPI.Intracomm:
                 f"python -m launch doctor says what is here"
             ) from None
     return mpi.world()
+
+
+@contextlib.contextmanager
+def _deadly_interrupts() -> Iterator[None]:
+    if not under_launcher() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for_all(comm: MPI.Intracomm) -> None:
@@ -93,6 +114,19 @@ def on_root(comm: MPI.Intracomm, errors: type[E], work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return cast(T, result)
+
+
+def interrupted(comm: MPI.Intracomm, message: str, code: int) -> int:
+    """End the job after Ctrl-C: rank 0 says so, then all ranks end. One rank alone just returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+    if comm.rank == 0:
+        print(message, file=sys.stderr, flush=True)
+    if comm.size == 1:
+        return code
+    if comm.rank == 0:
+        comm.Abort(code)
+    time.sleep(SECONDS_TO_SPEAK)  # to end now could silence, or kill, the one that speaks
+    os._exit(code)  # without MPI_Finalize, which would wait for the other ranks
 
 
 def crash(comm: MPI.Intracomm, program: str, code: int) -> NoReturn:

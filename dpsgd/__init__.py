@@ -33,6 +33,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from launch.python import require_python
+from launch.world import share_cores, under_launcher
 
 if TYPE_CHECKING:
     from dpsgd.config import Config
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from dpsgd.trainer import Result, train
 
 require_python()
+if under_launcher():  # BLAS reads these variables when numpy is loaded, which is not yet
+    share_cores()
 
 __version__ = "0.1.0"
 

@@ -44,6 +44,8 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             hint = nearest(unknown[0].split("=")[0], flags)
+            if unknown[0] in ("-n", "-np", "--np"):
+                hint = "; ranks are started by mpirun -np N, or by python -m launch local -n N"
             raise ConfigError(f"unknown argument {unknown[0]}{hint}")
         return found
 

@@ -23,8 +23,8 @@ def calibrate(
     if left is None:
         raise PrivacyError(
             f"epsilon {target:g} cannot be reached at delta {delta:g}: at this epsilon the noise "
-            f"generator cannot certify a delta that small; ask for a smaller epsilon or a larger "
-            f"delta"
+            f"generator cannot certify a delta that small; ask for a smaller epsilon, for fewer "
+            f"steps, or for a larger delta"
         )
 
     def reached(sigma: float, interval: float | None = None) -> tuple[float, float]:

@@ -32,6 +32,8 @@ EXCLUSIVE = (
 
 DEFAULT_EPSILON = 3.0
 MAX_WIDTH = 2**16
+MIN_PART = 3
+"""Letters of a part of a word that are enough to recognise it."""
 DEFAULT_SAMPLE_RATE = 0.1
 DEFAULT_STEPS = 600
 DEFAULT_LEARNING_RATES = {"adam": 0.03, "momentum": 1.0, "sgd": 10.0}
@@ -208,7 +210,10 @@ class Config:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint that names the valid word nearest to a misspelt one, or nothing."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    words, part = list(valid), name.strip("-")
+    longer = [word for word in words if len(part) >= MIN_PART and part in word]
+    longer.sort(key=lambda word: (not word.lstrip("-").startswith(part), len(word)))
+    close = longer or difflib.get_close_matches(name, words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 

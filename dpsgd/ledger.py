@@ -193,6 +193,8 @@ def merged(steps: list[Steps]) -> list[Steps]:
 def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
+    except IsADirectoryError:
+        raise ConfigError(f"ledger must be a file, got the folder {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PrivacyError(f"ledger {path} cannot be read: {error}") from None
     complete = text[: text.rfind("\n") + 1]

@@ -99,13 +99,15 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def parse(name: str, text: str) -> Any:
+def parse(name: str, text: str, origin: str = "") -> Any:
     """The value of option `name` from its text. Raises ConfigError if it is not one."""
     metadata = next(f.metadata for f in fields(Config) if f.name == name)
     try:
         return metadata["parse"](text)
     except ValueError:
-        raise ConfigError(f"{name} must be {KINDS[metadata['kind']]}, got {text!r}") from None
+        where = f" ({origin})" if origin else ""
+        kind = KINDS[metadata["kind"]]
+        raise ConfigError(f"{name} must be {kind}, got {text!r}{where}") from None
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             if name not in NAMES:
                 hint = nearest(variable, [f"DPSGD_{n.upper()}" for n in NAMES])
                 raise ConfigError(f"unknown environment variable {variable}{hint}")
-            values[name] = parse(name, text)
+            values[name] = parse(name, text, f"environment {variable}")
     return values
 
 
@@ -139,5 +141,5 @@ def _from_file(path: Path) -> dict[str, Any]:
             raise ConfigError(f"unknown option {key!r} in config file {path}{hint}")
         if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            values[name] = parse(name, text)
+            values[name] = parse(name, text, f"file {path}")
     return values

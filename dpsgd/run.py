@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from collectives.guard import WorldError, crash, start
+from collectives.guard import WorldError, crash, interrupted, start
 from dpsgd import options
 from dpsgd.arguments import Asked, check_json, parse, write_json
 from dpsgd.config import Config
@@ -25,7 +24,7 @@ from dpsgd.errors import CRASHED, INTERRUPTED, LaunchError, UserError
 from launch import world as launched
 from preprocess.output import say
 
-SECONDS_TO_SPEAK = 2.0
+STOPPED = "dpsgd.run: interrupted; steps that are reserved in the ledger stay charged"
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,21 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as done:
         return int(done.code or 0)
     except KeyboardInterrupt:
-        return _interrupted(speaks)
+        if speaks:
+            print(STOPPED, file=sys.stderr, flush=True)
+        return INTERRUPTED
     try:
         return _train(asked, comm, threads, started)
     except UserError as error:  # agreed upon by all ranks
         return _report(error) if comm.rank == 0 else error.exit_code
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-        code = _interrupted(speaks)
-        if comm.size == 1:
-            return code
-        if not speaks:
-            time.sleep(SECONDS_TO_SPEAK)  # to end now could silence, or kill, the one that speaks
-        else:
-            comm.Abort(code)
-        os._exit(code)  # without MPI_Finalize, which would wait for the other ranks
+        return interrupted(comm, STOPPED, INTERRUPTED)
     except BaseException:
         crash(comm, "dpsgd.run", CRASHED)
 
@@ -83,13 +76,6 @@ def _print_config(asked: Asked) -> int:
         check_json(asked.json_to, asked.file)
         write_json(asked.json_to, {"rows": asked.origins})
     return 0
-
-
-def _interrupted(speaks: bool) -> int:
-    if speaks:
-        message = "interrupted; steps that are reserved in the ledger stay charged"
-        print(f"dpsgd.run: {message}", file=sys.stderr, flush=True)
-    return INTERRUPTED
 
 
 def _start_mpi() -> MPI.Intracomm:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
@@ -135,11 +136,18 @@ class Show:
         with self._as_far_as_possible():
             out = self._console.print
             out("\nTest split (exact, not covered by epsilon)")
+            if result.metrics["accuracy"] is None:
+                out("note: there are no test records, so there are no metrics")
             out(_metrics_table(result))
             out(f"Seconds by phase, {result.run.steps} steps in {result.seconds:.2f} s")
             out(_phase_table(result))
             out(f"\n{paragraph(result.privacy)}\n")
             out(f"run folder: {folder}", soft_wrap=True)
+            run = f"--run {shlex.quote(str(folder))}"
+            out(
+                f"Next: python -m dpsgd.predict {run} --input RAW.csv --output PREDICTIONS.csv",
+                soft_wrap=True,
+            )
 
 
 def plan_lines(run: Run, allreduce: str, engine: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,13 +25,18 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str]) -> int:
     """The command line; gives its exit code."""
     try:
-        return _command(arguments)
+        code = _command(arguments)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         return _report(error, USAGE)
     except LaunchError as error:
         return _report(error, LAUNCH)
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _command(arguments: Sequence[str]) -> int:

@@ -58,6 +58,12 @@ def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, s
     }
 
 
+def is_one_of_many(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether mpirun started this process beside others."""
+    sizes = (environment.get(name, "") for name in WORLD_SIZE_VARIABLES[:2])
+    return any(size.isdecimal() and int(size) > 1 for size in sizes)
+
+
 def terminal_columns(environment: Mapping[str, str] = os.environ) -> int | None:
     """Width of the terminal that people watch, where `launch local` told of one."""
     text = environment.get(TERMINAL_COLUMNS, "")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from preprocess import cli, engines, summary
 from preprocess.errors import DataError, UsageError
 from preprocess.output import check_json, progress, say, write_json
-from preprocess.shards import QUARANTINE
+from preprocess.shards import MANIFEST, QUARANTINE
 from preprocess.spec import CENSUS_2000
 from preprocess.split import DEFAULT_SALT, DEFAULT_TEST_FRACTION, Split
 from preprocess.writer import check_target, describe, new_dataset, write_dataset
@@ -80,6 +80,7 @@ def _command(arguments: Sequence[str]) -> None:
         )
 
     started = time.monotonic()
+    replaced = options.output is not None and (options.output / MANIFEST).is_file()
     if options.dry_run:
         cleaned = clean()
     else:
@@ -88,7 +89,8 @@ def _command(arguments: Sequence[str]) -> None:
             _check_kept(options.input, cleaned)
             write_dataset(folder, cleaned, CENSUS_2000, split, engine)
     seconds = time.monotonic() - started
-    _tell(options, cleaned, describe(cleaned, CENSUS_2000, split, engine), seconds)
+    found = describe(cleaned, CENSUS_2000, split, engine) | {"replaced": replaced}
+    _tell(options, cleaned, found, seconds)
     _check_kept(options.input, cleaned)  # a dry run first says why
 
 
@@ -118,6 +120,7 @@ def _tell(
     report = {
         "dry_run": options.dry_run,
         "dataset": None if options.dry_run else str(options.output),
+        "replaced": found["replaced"],
         "seconds": round(seconds, 3),
         "quarantine": None if options.dry_run else str(options.output / QUARANTINE),
         **{key: found[key] for key in ("spec", "unit", "engine", "split", "counts", "counts_note")},

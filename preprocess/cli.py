@@ -13,10 +13,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from launch.world import is_one_of_many, launched_rank
 from preprocess import __version__
 from preprocess.errors import DataError, UsageError
 
 EXIT_USAGE = 2
+EXIT_LAUNCH = 4
 EXIT_DATA = 5
 EXIT_INTERRUPTED = 130  # as a shell reports it
 
@@ -54,6 +56,9 @@ class Parser(argparse.ArgumentParser):
 
 def run(prog: str, command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run a command; its foreseen errors become one line on stderr and an exit code."""
+    if is_one_of_many():
+        message = "one process does all of this: start it without mpirun"
+        return report(prog, message, EXIT_LAUNCH) if launched_rank() == 0 else 0
     try:
         command(arguments)
     except UsageError as error:

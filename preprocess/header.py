@@ -53,6 +53,11 @@ def parse_header(line: bytes, spec: Spec, *, features_only: bool = False) -> Lay
             + _separator_hint(line)
         )
     names = [field.strip(BLANKS).lower() for field in fields]
+    if not set(names) & set(spec.header) and any(name.isdecimal() for name in names):
+        raise DataError(
+            "first line must name the columns, it looks like a record; put a header in front of "
+            f"it: {','.join(spec.header)}"
+        )
     used = spec.inputs if features_only else spec.columns
     needed = [column.name for column in used] if features_only else spec.header
     allowed = names if features_only else spec.header

@@ -16,6 +16,7 @@ from preprocess.spec import Spec
 if TYPE_CHECKING:
     from preprocess.engines.base import Cleaned, Refused
 
+CURES = {"not-an-integer": "; numbers must be whole and without a point, 43 and not 43.0"}
 FIRST_LINES = 3  # numbers of lines that are shown for each kind of refusal
 
 
@@ -45,7 +46,7 @@ def no_valid_record(path: Path, refused: list[Refused]) -> str:
     )
     return (
         f"{path} must have a valid record, got {len(rules):,} refused ones, most of them by the "
-        f"rule {rule} ({rules.count(rule):,}; first: {where})"
+        f"rule {rule} ({rules.count(rule):,}; first: {where})" + CURES.get(rule, "")
     )
 
 
@@ -95,6 +96,9 @@ def in_words(report: dict[str, Any]) -> str:
         "The number of training records will be part of every privacy statement. The other counts "
         "are exact and not covered by any epsilon: keep them inside."
     )
+    if report["replaced"]:
+        would = "would replace" if report["dry_run"] else "replaced"
+        say(f"This {would} a data set; the privacy ledger beside it goes on counting for both.")
     if report["dry_run"]:
         say("Next: the same with --output DATASET and without --dry-run")
     else:

@@ -173,6 +173,22 @@ def test_a_negative_number_is_a_value_and_no_flag(number: str) -> None:
         parse(["--delta", number])
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("--eps", "--epsilon"), ("--seed", "--insecure-seed"), ("--allredcue", "--allreduce")],
+)
+def test_a_part_of_a_word_is_recognised(given: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown argument {given}; did you mean {meant}?"):
+        parse([given, "1"])
+
+
+def test_a_value_of_the_wrong_kind_names_the_file_that_holds_it(tmp_path: Path) -> None:
+    file = tmp_path / "options.json"
+    file.write_text('{"steps": "ten"}')
+    with pytest.raises(ConfigError, match=r"steps must be an integer, got 'ten' \(file .*s.json\)"):
+        load(file, {}, {})
+
+
 def test_every_option_has_a_flag() -> None:
     from dpsgd.arguments import parser
 

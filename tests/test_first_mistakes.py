@@ -72,6 +72,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write("unlabelled.csv", HEADER.replace("employed,", ""),
           [",".join(r[:LABEL] + r[LABEL + 1 :]) for r in records])  # fmt: skip
     write("one-label.csv", HEADER, [",".join([*r[:LABEL], "1", *r[LABEL + 1 :]]) for r in records])
+    write("no-header.csv", lines[0], lines[1:])
+    write("points.csv", HEADER, [line.replace(",", ".0,") for line in lines])
     write("ten.csv", HEADER, lines[:10])
     write("25.csv", HEADER, lines[:25])
     for name in ("ten", "25"):

@@ -310,3 +310,49 @@ def test_ranks_of_another_mpi_than_the_launchers_are_refused(
     assert done.returncode == 4, done.stderr
     assert "start with the mpirun of the MPI that mpi4py loads" in one_line(done)
     assert list(tmp_path.iterdir()) == [], "no ledger, no run folder: nothing was read"
+
+
+@pytest.mark.mpi
+def test_a_refusal_is_the_same_the_second_time(python: Launch, mpirun: Launch) -> None:
+    """As in a notebook, where the cell is run again."""
+    vendor = mpi.library().vendor
+    foreign = {"MPI_LOCALNRANKS": "2"} if vendor == mpi.OPEN_MPI else {"OMPI_COMM_WORLD_SIZE": "2"}
+    script = (
+        "from collectives.guard import WorldError, start\n"
+        "for cell in range(2):\n"
+        "    try:\n"
+        "        start()\n"
+        "    except WorldError as error:\n"
+        "        print(error)\n"
+    )
+    done = python("-c", script, **foreign)
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert f"mpi4py loads {vendor}" in first
+
+
+@pytest.mark.mpi
+def test_a_program_of_ones_own_gets_its_share_of_the_cores(
+    python: Launch, mpirun: Launch, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(
+        "import dpsgd, os\n"
+        "from collectives.transports.mpi import world\n"
+        "sizes = world().allgather((os.environ['OMP_NUM_THREADS'], world().size))\n"
+        "if world().rank == 0:\n"
+        "    print(sizes)\n"
+    )
+    expected = f"{[(str(world.threads_per_rank(2)), 2)] * 2}\n"
+    assert mpirun(2, "program.py").stdout == expected
+    shown = python("-m", "launch", "local", "-n", "2", "--module", "program")
+    assert shown.stdout.endswith(expected)
+
+
+def test_a_reader_that_goes_away_is_no_crash(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m launch doctor | head -1"],
+        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.startswith("ok        python")
+    assert done.stderr == ""

@@ -186,7 +186,7 @@ ALLOWED = {
         "sklearn", "matplotlib",
     },
     "launch": {"launch", "dpsgd.config"},
-    "preprocess": {"preprocess", "launch.python", "polars", "pyspark"},
+    "preprocess": {"preprocess", "launch.python", "launch.world", "polars", "pyspark"},
 }  # fmt: skip
 ONLY_IN = {
     "torch": {"dpsgd"},

@@ -29,7 +29,7 @@ AS_ROOT_ELSEWHERE = ["make test", "make test-openmpi"]
 """The slow suites: who runs this test as root runs them, too; here they are for the other user."""
 FASTER = {"SALTS": "1"}
 if "CI" in os.environ:
-    FASTER["PYTEST_ADDOPTS"] = "-k 'launch or interrupts or mistakes or installation'"
+    FASTER["PYTEST_ADDOPTS"] = "-k 'interrupts or mistakes'"
     AS_ROOT_ELSEWHERE += ["make accuracy", "make wheels EXTRAS=", "make core WHEELS=wheels"]
 """Sizes that the commands take from the environment; the commands stay as they are. In CI the suite
 runs whole as root, so as the other user it is cut to what has to do with users, files and ends; and

@@ -118,11 +118,11 @@ def on_root(comm: MPI.Intracomm, errors: type[E], work: Callable[[], T]) -> T:
 
 def interrupted(comm: MPI.Intracomm, message: str, code: int) -> int:
     """End the job after Ctrl-C: rank 0 says so, then all ranks end. One rank alone just returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
     if comm.rank == 0:
         print(message, file=sys.stderr, flush=True)
-    if comm.size == 1:
+    if comm.size == 1:  # perhaps a notebook, which lives on
         return code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
     if comm.rank == 0:
         comm.Abort(code)
     time.sleep(SECONDS_TO_SPEAK)  # to end now could silence, or kill, the one that speaks

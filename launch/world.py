@@ -14,7 +14,10 @@ RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID
 WORLD_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
 LOCAL_SIZE_VARIABLES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
-JOB_PREFIXES = ("PMI_", "PMIX_", "SLURM_", "PBS_", "LSB_")
+JOB_PREFIXES = (
+    *("PMI_", "PMIX_", "OMPI_COMM_WORLD_", "MPI_LOCAL"),  # launchers
+    *("SLURM_", "PBS_", "LSB_"),  # batch systems
+)
 TERMINAL_COLUMNS = "LAUNCH_TERMINAL_COLUMNS"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 BESIDE_THIS_PYTHON = "start with the mpirun of the MPI that mpi4py loads, beside this Python"
@@ -50,18 +53,16 @@ def without_launcher(environment: Mapping[str, str] = os.environ) -> dict[str, s
     children, too; and inside an allocation of a batch system a mpirun would start ranks elsewhere.
     What configures an MPI is kept.
     """
-    left = (*RANK_VARIABLES[:3], *WORLD_SIZE_VARIABLES[:2], *LOCAL_SIZE_VARIABLES[:2])
     return {
         name: value
         for name, value in environment.items()
-        if name not in left and (not name.startswith(JOB_PREFIXES) or name.startswith("PMIX_MCA_"))
+        if not name.startswith(JOB_PREFIXES) or name.startswith("PMIX_MCA_")
     }
 
 
 def is_one_of_many(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether mpirun started this process beside others."""
-    sizes = (environment.get(name, "") for name in WORLD_SIZE_VARIABLES[:2])
-    return any(size.isdecimal() and int(size) > 1 for size in sizes)
+    return (_first_number(("PMI_SIZE", "OMPI_COMM_WORLD_SIZE"), environment) or 1) > 1
 
 
 def terminal_columns(environment: Mapping[str, str] = os.environ) -> int | None:

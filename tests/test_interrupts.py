@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from collectives import guard
 from dpsgd import run_folder
 from dpsgd.errors import ConfigError
 from helpers import Launch, clean_environment, one_line
+from launch.world import RANK_VARIABLES
 from ranks_interrupt import PHASES
 
 HERE = Path(__file__).parent
@@ -56,6 +60,31 @@ def test_ctrl_c_on_all_ranks_ends_all_of_them(
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("dpsgd.run: interrupted") == 1
+
+
+def test_after_an_interrupt_a_process_of_one_rank_can_be_interrupted_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A notebook that has called the command lives on."""
+    alone = SimpleNamespace(rank=0, size=1)
+    before = signal.getsignal(signal.SIGINT)
+    assert guard.interrupted(alone, "stopped", 130) == 130  # type: ignore[arg-type]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_until_all_ranks_have_met_an_interrupt_is_deadly(
+    launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in RANK_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if launched:
+        monkeypatch.setenv("PMI_RANK", "1")
+    before = signal.getsignal(signal.SIGINT)
+    with guard._deadly_interrupts():
+        assert (signal.getsignal(signal.SIGINT) is signal.SIG_DFL) == launched
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def on_small_disk(tmp_path: Path, size: str, *command: str) -> subprocess.CompletedProcess[str]:

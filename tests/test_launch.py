@@ -195,6 +195,7 @@ def test_what_an_enclosing_job_left_in_the_environment_does_no_harm(
 def test_what_configures_an_mpi_is_handed_on() -> None:
     kept = {"OMPI_MCA_btl": "tcp", "PMIX_MCA_gds": "hash", "PRTE_MCA_x": "y", "PATH": "/bin"}
     left = {"PMI_FD": "9", "PMIX_SERVER_URI4": "u", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    left |= {"MPI_LOCALNRANKS": "2", "SLURM_JOB_ID": "7", "PBS_NODEFILE": "f"}
     assert world.without_launcher(kept | left) == kept
 
 

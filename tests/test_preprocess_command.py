@@ -44,6 +44,19 @@ def test_a_file_becomes_a_data_set_and_a_summary(
     assert out.endswith(f"Next: mpirun -np 4 python -m dpsgd.run --data '{target}'\n")
 
 
+def test_a_data_set_that_is_replaced_is_mentioned(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--input", str(raw), "--output", str(tmp_path / "set")]
+    said = []
+    for more in ([], ["--dry-run"], []):
+        assert command.main([*arguments, *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert "a data set; the privacy ledger" not in said[0]
+    assert "This would replace a data set; the privacy ledger beside it goes on" in said[1]
+    assert "This replaced a data set; the privacy ledger beside it goes on" in said[2]
+
+
 def test_every_engine_writes_the_same_shards(raw: Path, tmp_path: Path):
     files = []
     for engine in engines.ENGINES:

@@ -1,13 +1,18 @@
 """Sums a flat buffer over ranks, by a schedule that you choose and can prove.
 
     schedule      the language: exchanges, rounds, parts of a buffer
-    algorithms/   alltoall, ring, tree: one file each, pure functions of (rank, world_size)
+    algorithms/   alltoall, ring, tree, ...: one file each, pure functions of (rank, world_size)
     verify        runs all ranks of a schedule in one process and checks every promise
     all_reduce    what every all-reduce can do, ours or another's
     plan          a schedule bound to a buffer and a transport
-    transports/   who moves the bytes
-    vendor        MPI's own all-reduce behind the same interface
+    transports/   who moves the bytes: MPI messages, shared memory
+    dataflow      who waits for whom in shared memory
+    vendor        MPI's own all-reduce and gloo behind the same interface
+    select        `auto`: by what was measured here, or by the cost model
+    price         what a schedule costs          cost   python -m collectives.cost
+    exposure      what a message reveals         draw   python -m collectives.draw
     guard         agreement between ranks, waiting without spinning
+    ddp_hook      the same inside PyTorch's DistributedDataParallel
     bench         python -m collectives.bench
 
 Nothing here knows about learning or privacy.
@@ -15,37 +20,77 @@ Nothing here knows about learning or privacy.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from launch.python import require_python
 
 require_python()
 
-from collectives.algorithms import ALGORITHMS  # noqa: E402
+from collectives.algorithms import ALGORITHMS, find  # noqa: E402
 from collectives.all_reduce import AllReduce  # noqa: E402
 from collectives.vendor import VENDORS  # noqa: E402
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from mpi4py import MPI
-    from numpy.typing import DTypeLike
+    from numpy.typing import DTypeLike, NDArray
 
 
 NAMES: tuple[str, ...] = (*ALGORITHMS, *VENDORS)
 """Every all-reduce by name: our schedules, then the vendors'."""
+AUTO = "auto"
+TRANSPORTS: tuple[str, ...] = ("mpi", "shm")
+DTYPES: tuple[str, ...] = ("int32", "int64", "uint32", "uint64", "float32", "float64")
+"""What can be summed. Integers wrap around modulo the word size."""
+DEBUG_VARIABLE = "COLLECTIVES_DEBUG"
 
-__all__ = ["ALGORITHMS", "NAMES", "VENDORS", "AllReduce", "make_plan"]
+__all__ = [
+    "ALGORITHMS", "AUTO", "DTYPES", "NAMES", "TRANSPORTS", "VENDORS", "AllReduce", "check_name",
+    "find", "make_plan",
+]  # fmt: skip
 
 
-def make_plan(name: str, comm: MPI.Intracomm, length: int, dtype: DTypeLike) -> AllReduce:
+def check_name(name: str, transport: str = AUTO) -> None:
+    """Raise ValueError unless `name` is `auto` or an all-reduce that can be had here.
+
+    Vendors move the bytes by themselves, so that no `transport` can be named for them.
+    """
+    word, colon, _ = name.partition(":")
+    if word in ALGORITHMS:
+        find(name)
+    elif colon or word not in (*VENDORS, AUTO):
+        raise ValueError(f"allreduce must be one of {', '.join((*NAMES, AUTO))}, got {name!r}")
+    elif word in VENDORS and (missing := VENDORS[word].missing()):
+        raise ValueError(missing)
+    elif word in VENDORS and transport != AUTO:
+        raise ValueError(f"transport must be auto for {name}, which has its own, got {transport!r}")
+
+
+def make_plan(
+    name: str,
+    comm: MPI.Intracomm,
+    length: int,
+    dtype: DTypeLike,
+    *,
+    transport: str = AUTO,
+    buffer: NDArray[Any] | None = None,
+    debug: bool | None = None,
+) -> AllReduce:
     """An all-reduce (sum) of `length` elements over the ranks of `comm`, ready to run.
 
-    Every rank must call it with the same arguments. Raises ValueError for an unknown name.
-    """
-    if name in VENDORS:
-        return VENDORS[name](comm, length, dtype)
-    if name not in ALGORITHMS:
-        raise ValueError(f"allreduce must be one of {', '.join(NAMES)}, got {name!r}")
-    from collectives.plan import Plan  # numpy and MPI are loaded only for those who run something
-    from collectives.transports.mpi import MpiTransport
+    `name` is one of NAMES, with arguments such as `butterfly:4,2`, or `auto`. `transport` is `mpi`,
+    `shm`, or `auto`: shared memory where all ranks share a node, messages otherwise. The plan
+    allocates its buffer, or sums in `buffer`, a flat array of yours, which only messages and
+    vendors can. With `debug` (or COLLECTIVES_DEBUG=1) the ranks compare before every call what they
+    are about to do.
 
-    return Plan(ALGORITHMS[name], MpiTransport(comm), length, dtype)
+    Every rank must call it with the same arguments; otherwise, and for arguments that do not fit,
+    all ranks raise ValueError, which names the rank.
+    """
+    from collectives.assembly import assemble  # numpy and MPI only for those who run something
+
+    if debug is None:
+        debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+    return assemble(name, comm, length, dtype, transport, buffer, debug)

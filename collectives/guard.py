@@ -15,7 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from launch.world import under_launcher
 
@@ -33,6 +33,7 @@ E = TypeVar("E", bound=Exception)
 POLL_SECONDS = 0.002
 LISTEN_SECONDS = 1.0
 SECONDS_TO_SPEAK = 2.0
+SECONDS_TO_JOIN = 60.0
 FAILED_TAG = 32_000  # MPI guarantees tags up to 32,767
 
 
@@ -114,6 +115,81 @@ def on_root(comm: MPI.Intracomm, errors: type[E], work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return cast(T, result)
+
+
+def agree(comm: MPI.Intracomm, facts: Callable[[], dict[str, Any]]) -> None:
+    """Compare what `facts` gives on all ranks; every rank must call it.
+
+    Raises ValueError on all ranks if it raised one anywhere, or if a fact differs: the message
+    names the rank and both values.
+    """
+    mine: dict[str, Any] = {}
+    error: str | None = None
+    try:
+        mine = facts()
+    except ValueError as caught:
+        error = str(caught)
+    everyone = comm.allgather((error, mine))
+    for rank, (theirs, _) in enumerate(everyone):
+        if theirs is not None:
+            alone = any(other is None for other, _ in everyone)
+            raise ValueError(f"{theirs} on rank {rank}" if alone else theirs)
+    for name, value in everyone[0][1].items():
+        for rank, (_, others) in enumerate(everyone):
+            if others[name] != value:
+                raise ValueError(
+                    f"{name} must be the same on all ranks, got {value!r} on rank 0 and "
+                    f"{others[name]!r} on rank {rank}"
+                )
+
+
+class _Calls:
+    """The calls on the all-reduces of one communicator: where they are counted and compared."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm.Dup()
+        self._number = 0
+        self._labels: list[str] = []
+
+    def register(self, label: str) -> int:
+        self._labels.append(label)
+        return len(self._labels) - 1
+
+    def compare(self, plan: int) -> None:
+        self._number += 1
+        request = self._comm.Ibarrier()
+        deadline = time.monotonic() + SECONDS_TO_JOIN
+        while not request.Test():
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"rank {self._comm.rank} called {self._labels[plan]}, and some rank called "
+                    f"nothing for {SECONDS_TO_JOIN:g} s"
+                )
+            os.sched_yield()
+        plans = self._comm.allgather(plan)
+        for rank, other in enumerate(plans):
+            if other != plans[0]:
+                first, here = self._labels[plans[0]], self._labels[other]
+                raise RuntimeError(
+                    f"all-reduces must be called in the same order on all ranks: call "
+                    f"{self._number} is {first} on rank 0 and {here} on rank {rank}"
+                )
+
+
+_CALLS: dict[int, _Calls] = {}
+
+
+def same_calls(comm: MPI.Intracomm, label: str) -> Callable[[], None]:
+    """For debugging: what every rank must call before it runs the all-reduce called `label`.
+
+    Raises RuntimeError on all ranks if they are about to run different ones, TimeoutError if a rank
+    does not come within SECONDS_TO_JOIN.
+    """
+    if comm.handle not in _CALLS:
+        _CALLS[comm.handle] = _Calls(comm)
+    calls = _CALLS[comm.handle]
+    plan = calls.register(label)
+    return lambda: calls.compare(plan)
 
 
 def interrupted(comm: MPI.Intracomm, message: str, code: int) -> int:

@@ -68,21 +68,51 @@ Rounds = Callable[[int, int], Iterator[Round]]
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What the busiest rank does. A fraction of 1.5 means one and a half buffers."""
+    """What the busiest rank does. A fraction of 1.5 means one and a half buffers.
+
+    `scratch` is the memory for contributions that have come but are not added yet. With `bound`,
+    the figures are upper bounds.
+    """
 
     rounds: int
     messages: int
     sent: float
+    scratch: float
+    bound: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What happens one after another on the critical path, a buffer being n bytes:
+    `alpha` messages, `beta` buffers sent and `gamma` buffers added up.
+    """
+
+    alpha: float
+    beta: float
+    gamma: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where a schedule is going to run: `nodes` has the node of each rank."""
+
+    world_size: int
+    num_bytes: int
+    nodes: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """One all-reduce. Give `all_reduce`, or both halves and the parts owned between them.
+    """One all-reduce. Give `all_reduce`, or both halves and the parts owned between them, or all.
 
     `num_parts(world_size)` is the number of pieces of the buffer. `traffic(world_size)` is what the
-    algorithm promises of its busiest rank; for a tree whose world size is no power of two, the
-    rounds are an upper bound. `owned(rank, world_size)` is the range of parts that a rank holds
-    finished after `reduce_scatter`.
+    algorithm promises of its busiest rank. `owned(rank, world_size)` is the range of parts that a
+    rank holds finished after `reduce_scatter`. Where `all_reduce` is not given, it is one half
+    after the other.
+
+    `price(world_size)` is the price in closed form, for worlds that are too large to be walked
+    through. `configure(arguments)` gives the algorithm that `name:arguments` stands for, and
+    `adapt(setting)` the form that suits a place; both raise ValueError where there is none.
     """
 
     name: str
@@ -92,25 +122,61 @@ class Algorithm:
     reduce_scatter: Rounds | None = None
     all_gather: Rounds | None = None
     owned: Callable[[int, int], Parts] | None = None
+    price: Callable[[int], Price] | None = None
+    configure: Callable[[str], Algorithm] | None = None
+    adapt: Callable[[Setting], Algorithm] | None = None
 
     def __post_init__(self) -> None:
-        halves = [self.reduce_scatter, self.all_gather, self.owned]
-        if (self.all_reduce is None) == (None in halves):
+        halves = [half is not None for half in (self.reduce_scatter, self.all_gather, self.owned)]
+        if any(halves) != all(halves) or not (self.all_reduce or all(halves)):
             raise TypeError(f"algorithm {self.name!r}: give all_reduce, or both halves and owned")
 
     @property
     def has_halves(self) -> bool:
         """Whether `reduce_scatter` and `all_gather` exist separately."""
-        return self.all_reduce is None
+        return self.reduce_scatter is not None
 
     def rounds(self, rank: int, world_size: int) -> Iterator[Round]:
         """The whole all-reduce of one rank."""
         if self.all_reduce is not None:
             yield from self.all_reduce(rank, world_size)
-        if self.reduce_scatter is not None:
+        elif self.reduce_scatter is not None and self.all_gather is not None:
             yield from self.reduce_scatter(rank, world_size)
-        if self.all_gather is not None:
             yield from self.all_gather(rank, world_size)
+
+    def adapted(self, setting: Setting) -> Algorithm:
+        """The form that suits `setting`, often this one. Raises ValueError where there is none."""
+        return self.adapt(setting) if self.adapt is not None else self
+
+
+def ceil_lg(number: int) -> int:
+    """The least k for which 2^k is at least `number`."""
+    return (number - 1).bit_length()
+
+
+# Some algorithms want a world of a certain size, their *core*. The other ranks are folded onto it:
+# rank r gives its buffer to rank r mod core before, and gets the sum from there afterwards.
+
+
+def fold(rank: int, world_size: int, core: int, whole: Parts) -> Iterator[Round]:
+    """The ranks outside the core hand in their buffers."""
+    if rank >= core:
+        yield [send(rank % core, whole)]
+    elif extras := range(rank + core, world_size, core):
+        yield [recv(extra, whole, ADD) for extra in extras]
+
+
+def unfold(rank: int, world_size: int, core: int, whole: Parts) -> Iterator[Round]:
+    """The ranks outside the core get the sum."""
+    if rank >= core:
+        yield [recv(rank % core, whole, COPY)]
+    elif extras := range(rank + core, world_size, core):
+        yield [send(extra, whole) for extra in extras]
+
+
+def folds(world_size: int, core: int) -> int:
+    """How many ranks are folded onto the busiest rank of the core."""
+    return -(-(world_size - core) // core)
 
 
 def part_bounds(length: int, num_parts: int) -> list[int]:

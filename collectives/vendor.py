@@ -1,18 +1,38 @@
 """Opaque all-reduces of others, behind the same interface, to compare with and to fall back on.
 
-`mpi`: MPI_Allreduce. Exact for integers; MPI promises neither one order of floating-point additions
-nor identical bits on all ranks.
+`mpi`: MPI_Allreduce. `gloo`: torch.distributed's all-reduce on CPUs, by a process group of its own
+whose ranks find each other through MPI. Both are exact for integers; neither promises one order of
+floating-point additions, nor identical bits on all ranks.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from collectives.all_reduce import AllReduce
 
 if TYPE_CHECKING:
     from mpi4py import MPI
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import NDArray
+
+
+class Vendor(Protocol):
+    """A class of the table: what it is called, whether it is here, how it is made."""
+
+    name: str
+
+    @staticmethod
+    def missing() -> str | None:
+        """None, or what has to be installed."""
+
+    def __call__(self, comm: MPI.Intracomm, buffer: NDArray[Any]) -> AllReduce:
+        """An all-reduce of `buffer` in place."""
 
 
 class VendorMpi(AllReduce):
@@ -21,22 +41,102 @@ class VendorMpi(AllReduce):
     name = "mpi"
     transport = "vendor"
 
-    def __init__(self, comm: MPI.Intracomm, length: int, dtype: DTypeLike) -> None:
-        import numpy as np  # the names in VENDORS are listed before numpy is loaded
+    def __init__(self, comm: MPI.Intracomm, buffer: NDArray[Any]) -> None:
+        from collectives.transports import mpi  # the names are listed before MPI is loaded
 
-        from collectives.transports.mpi import all_reduce_in_place
-
-        self._all_reduce_in_place = all_reduce_in_place
+        self._mpi = mpi
         self._comm = comm.Dup()
-        self.buffer: NDArray[Any] = np.zeros(length, dtype)
+        self._request: MPI.Request | None = None
+        self.buffer = buffer
 
-    def run(self) -> None:
-        """Replace the buffer by the sum over all ranks. Every rank must call it."""
-        self._all_reduce_in_place(self._comm, self.buffer)
+    @staticmethod
+    def missing() -> None:
+        """MPI is always here."""
 
-    def close(self) -> None:
+    def _run(self) -> None:
+        self._mpi.all_reduce_in_place(self._comm, self.buffer)
+
+    def _start(self) -> None:
+        self._request = self._mpi.start_all_reduce(self._comm, self.buffer)
+
+    def _test(self) -> bool:
+        assert self._request is not None
+        return self._request.Test()
+
+    def _wait(self) -> None:
+        assert self._request is not None
+        self._request.Wait()
+
+    def _close(self) -> None:
         """Free the communicator; the buffer stays readable."""
         self._comm.Free()
 
 
-VENDORS = {"mpi": VendorMpi}
+class VendorGloo(AllReduce):
+    """The all-reduce of torch.distributed on CPUs, in place."""
+
+    name = "gloo"
+    transport = "vendor"
+    SIGNED: ClassVar = {"uint32": "int32", "uint64": "int64"}  # the same sums modulo the word size
+
+    def __init__(self, comm: MPI.Intracomm, buffer: NDArray[Any]) -> None:
+        import torch
+        import torch.distributed
+
+        from collectives.select import place_of
+
+        local = place_of(comm).one_node
+        host = comm.bcast("127.0.0.1" if local else socket.gethostname())
+        distributed: Any = torch.distributed  # its names are not all declared
+        server = None
+        if comm.rank == 0:
+            server = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        port = comm.bcast(server.port if server is not None else None)
+        self._store: Any = server or distributed.TCPStore(host, port, is_master=False)
+        with _loopback() if local else contextlib.nullcontext():
+            self._group: Any = distributed.ProcessGroupGloo(
+                self._store, comm.rank, comm.size, timedelta(minutes=30)
+            )
+        self._comm = comm.Dup()
+        self._work: Any = None
+        self.buffer = buffer
+        dtype = self.SIGNED.get(str(buffer.dtype), str(buffer.dtype))
+        self._tensor = torch.from_numpy(buffer.view(dtype))
+
+    @staticmethod
+    def missing() -> str | None:
+        """torch is optional."""
+        if importlib.util.find_spec("torch") is None:
+            return "gloo needs torch: pip install 'dpsgd[torch]'"
+        return None
+
+    def _start(self) -> None:
+        self._work = self._group.allreduce([self._tensor])
+
+    def _test(self) -> bool:
+        return bool(self._work.is_completed())
+
+    def _wait(self) -> None:
+        self._work.wait()
+
+    def _close(self) -> None:
+        """Forget the group, when no rank needs the store any more; the buffer stays readable."""
+        self._comm.Barrier()
+        self._comm.Free()
+        self._work = self._group = self._store = None
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """gloo looks up the name of this host, which often leads nowhere; one node needs no name."""
+    before = os.environ.get("GLOO_SOCKET_IFNAME")
+    os.environ["GLOO_SOCKET_IFNAME"] = before or "lo"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["GLOO_SOCKET_IFNAME"]
+
+
+VENDORS: dict[str, Any] = {one.name: one for one in (VendorMpi, VendorGloo)}
+"""Classes with the interface of `Vendor`."""

@@ -70,7 +70,12 @@ class Config:
     ledger: Path | None = _option(
         None, Path, "file", "privacy ledger (default beside the data set: DATA.ledger.jsonl)"
     )
-    allreduce: str = _option("ring", str, "name", "all-reduce: " + ", ".join(collectives.NAMES))
+    allreduce: str = _option(
+        "auto", str, "name", "all-reduce: auto, " + ", ".join(collectives.NAMES)
+    )
+    transport: str = _option(
+        "auto", str, "name", "of the all-reduce: auto, " + ", ".join(collectives.TRANSPORTS)
+    )
     engine: str = _option("fused", str, "name", "gradient engine: " + ", ".join(engines.NAMES))
     model: str = _option("mlp", str, "name", "model: " + ", ".join(models.NAMES))
     hidden: tuple[int, ...] = _option(
@@ -125,7 +130,7 @@ class Config:
             if len(given) > 1:
                 raise ConfigError(f"{_flags(given)} exclude each other; give one of them")
         for name, choices in (
-            ("allreduce", collectives.NAMES),
+            ("transport", ("auto", *collectives.TRANSPORTS)),
             ("engine", engines.NAMES),
             ("optimizer", OPTIMIZERS),
             ("noise", NOISES),
@@ -133,6 +138,7 @@ class Config:
             ("progress", PROGRESS),
         ):
             one_of(name, getattr(self, name), choices)
+        _check_allreduce(self.allreduce, self.transport)
         models.check_name(self.model)
         if not self.hidden or not 1 <= min(self.hidden) <= max(self.hidden) <= MAX_WIDTH:
             raise ConfigError(f"hidden must be widths from 1 to {MAX_WIDTH}, got {self.hidden}")
@@ -223,6 +229,16 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         hint = nearest(value, choices)
         raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def _check_allreduce(name: str, transport: str) -> None:
+    """Raise ConfigError unless this all-reduce, perhaps with arguments, can be had here."""
+    if ":" not in name:
+        one_of("allreduce", name, ("auto", *collectives.NAMES))
+    try:
+        collectives.check_name(name, transport)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _flags(names: Iterable[str]) -> str:

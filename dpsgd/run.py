@@ -146,7 +146,7 @@ def _progress(
 
     def progress(now: trainer.Progress) -> None:
         if now.step == 1:
-            for line in plan_lines(now.run, config.allreduce, config.engine):
+            for line in plan_lines(now.run, now.all_reduce, config.engine):
                 show.line(line)
             show.line(f"first step {time.perf_counter() - started:.1f} s after the start")
         if facts := show.progress(now):

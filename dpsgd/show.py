@@ -150,7 +150,7 @@ class Show:
             )
 
 
-def plan_lines(run: Run, allreduce: str, engine: str) -> list[str]:
+def plan_lines(run: Run, all_reduce: str, engine: str) -> list[str]:
     """What is going to happen, before it does."""
     noise = (
         f"noise multiplier {run.noise_multiplier:.4f}"
@@ -165,7 +165,8 @@ def plan_lines(run: Run, allreduce: str, engine: str) -> list[str]:
     ranks = "1 rank" if run.world_size == 1 else f"{run.world_size} ranks"
     lines = [
         f"{run.model.name} with {run.model.num_params} parameters on {run.num_examples} training "
-        f"{run.unit}s; {ranks}, all-reduce {allreduce}, engine {engine}",
+        f"{run.unit}s; {ranks}, engine {engine}",
+        f"all-reduce: {all_reduce}",
         f"{run.steps} steps, Poisson sampling at rate {run.sample_rate:g} (expected batch "
         f"{run.expected_batch_size:.0f}), {noise}: {promise}",
     ]

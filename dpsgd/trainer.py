@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import collectives
-from collectives.guard import on_root, together
+from collectives.guard import agree, on_root, together
 from dpsgd import engines, metrics, models, optimizers, statement, streams
 from dpsgd.accounting import LiveEpsilon
 from dpsgd.config import Config
@@ -47,6 +47,7 @@ class Progress:
     """What may be shown while training: public facts only, never what was drawn."""
 
     run: Run
+    all_reduce: str
     step: int
     seconds: float
     epsilon: Callable[[], float | None]
@@ -65,6 +66,7 @@ class Result:
     run: Run
     schema: dict[str, Any]
     params: NDArray[np.float32]
+    allreduce: str
     transport: str
     seconds: float
     phases: dict[str, dict[str, float]]
@@ -83,7 +85,7 @@ class Result:
             "run": run.id,
             "config": self.config.to_json(),
             "world_size": run.world_size,
-            "allreduce": self.config.allreduce,
+            "allreduce": self.allreduce,
             "transport": self.transport,
             "engine": self.config.engine,
             "model": run.model.describe(),
@@ -115,13 +117,12 @@ def train(
     clip = math.inf if config.no_privacy else config.max_grad_norm
     engine = together(comm, UserError, lambda: engines.build(config.engine, model, clip))
     run = on_root(comm, UserError, lambda: plan_run(config, dataset, model, engine.rho, comm.size))
-    ledger = Ledger(run.ledger, comm, run)
-    params = comm.bcast(model.initial(run.seed))
-    average = optimizers.Average(params, config.averaging)
     timer = PhaseTimer()
-    with collectives.make_plan(
-        config.allreduce, comm, model.num_params, run.grid.wire
-    ) as all_reduce:
+    with _all_reduce(config, comm, model.num_params, run.grid.wire) as all_reduce:
+        ledger = Ledger(run.ledger, comm, run)
+        params = comm.bcast(model.initial(run.seed))
+        average = optimizers.Average(params, config.averaging)
+        route = all_reduce.choice or f"{all_reduce.name} over {all_reduce.transport}"
         step = _Step(config, dataset, run, engine, all_reduce, comm.rank)
         spent = LiveEpsilon(run.accounted, run.epsilon, run.delta, run.imprecision)
         comm.Barrier()
@@ -132,7 +133,13 @@ def train(
             if progress is not None and comm.rank == 0:
                 seconds = time.perf_counter() - start
                 progress(
-                    Progress(run=run, step=count, seconds=seconds, epsilon=partial(spent, count))
+                    Progress(
+                        run=run,
+                        all_reduce=route,
+                        step=count,
+                        seconds=seconds,
+                        epsilon=partial(spent, count),
+                    )
                 )
         seconds = time.perf_counter() - start
     _check_same(params, comm)
@@ -141,6 +148,7 @@ def train(
         run=run,
         schema=dataset.schema,
         params=average.params,
+        allreduce=all_reduce.name,
         transport=all_reduce.transport,
         seconds=seconds,
         phases=_over_ranks(timer, comm),
@@ -194,14 +202,10 @@ class _Step:
 
 def _check_agreement(config: Config, dataset: Dataset, comm: MPI.Intracomm) -> None:
     """Sensitivity and noise are those of the whole only if this holds. Every rank must call it."""
-    options = comm.allgather(config.to_json())
-    for name, value in options[0].items():
-        for rank, other in enumerate(options):
-            if other[name] != value:
-                raise ConfigError(
-                    f"{name} must be the same on all ranks, got {value!r} on rank 0 and "
-                    f"{other[name]!r} on rank {rank}"
-                )
+    try:
+        agree(comm, config.to_json)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     facts = (dataset.content_sha256, dataset.num_examples, dataset.num_features, dataset.unit)
     parts = comm.allgather((dataset.part, len(dataset.train.labels), facts))
     whole = [part for part, _, _ in parts] == [(rank, comm.size) for rank in range(comm.size)]
@@ -212,6 +216,18 @@ def _check_agreement(config: Config, dataset: Dataset, comm: MPI.Intracomm) -> N
             f"{dataset.num_examples} training records, got {total} records; load it with the "
             f"communicator that trains, from the same files on every host"
         )
+
+
+def _all_reduce(
+    config: Config, comm: MPI.Intracomm, length: int, dtype: str
+) -> collectives.AllReduce:
+    """The all-reduce of the gradients. Raises ConfigError if it does not fit these ranks."""
+    try:
+        return collectives.make_plan(
+            config.allreduce, comm, length, dtype, transport=config.transport
+        )
+    except ValueError as error:  # the same one on all ranks
+        raise ConfigError(str(error)) from None
 
 
 def _check_same(params: NDArray[np.float32], comm: MPI.Intracomm) -> None:

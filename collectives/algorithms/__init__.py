@@ -15,3 +15,17 @@ def _find() -> dict[str, Algorithm]:
 
 
 ALGORITHMS: dict[str, Algorithm] = _find()
+
+
+def find(name: str) -> Algorithm:
+    """The algorithm called `name` or `name:arguments`. Raises ValueError if there is none."""
+    word, colon, arguments = name.partition(":")
+    if word not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {name!r}")
+    algorithm = ALGORITHMS[word]
+    if not colon:
+        return algorithm
+    if algorithm.configure is None:
+        able = ", ".join(key for key, one in ALGORITHMS.items() if one.configure is not None)
+        raise ValueError(f"{word} takes no arguments ({able} do), got {name!r}")
+    return algorithm.configure(arguments)

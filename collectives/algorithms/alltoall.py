@@ -10,7 +10,7 @@ Four ranks, one part:
     ------+-------------------+----------------------
       1   | x_r to the others | ((x_0 + x_1) + x_2) + x_3
 
-Cost: 1 round, (p - 1) messages and (p - 1) n bytes sent by every rank:
+Cost: 1 round, (p - 1) messages and (p - 1) n bytes sent by every rank, as much scratch:
 (p - 1) (alpha + n beta + n gamma), and the incast of p - 1 senders on top.
 
 Reference: Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from collectives.schedule import ADD, Algorithm, Exchange, Round, Traffic
+from collectives.schedule import ADD, Algorithm, Exchange, Price, Round, Traffic
 
 
 def all_reduce(rank: int, world_size: int) -> Iterator[Round]:
@@ -34,6 +34,7 @@ def all_reduce(rank: int, world_size: int) -> Iterator[Round]:
 ALGORITHM = Algorithm(
     name="alltoall",
     num_parts=lambda p: 1,
-    traffic=lambda p: Traffic(rounds=min(1, p - 1), messages=p - 1, sent=p - 1),
+    traffic=lambda p: Traffic(rounds=min(1, p - 1), messages=p - 1, sent=p - 1, scratch=p - 1),
     all_reduce=all_reduce,
+    price=lambda p: Price(alpha=p - 1, beta=p - 1, gamma=p - 1),
 )

@@ -24,7 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from collectives.schedule import ADD, COPY, Algorithm, Combine, Exchange, Parts, Round, Traffic
+from collectives.schedule import (
+    ADD,
+    COPY,
+    Algorithm,
+    Combine,
+    Exchange,
+    Parts,
+    Price,
+    Round,
+    Traffic,
+)
 
 
 def _travel(rank: int, world_size: int, first: int, combine: Combine) -> Iterator[Round]:
@@ -55,8 +65,11 @@ def owned(rank: int, world_size: int) -> Parts:
 ALGORITHM = Algorithm(
     name="ring",
     num_parts=lambda p: p,
-    traffic=lambda p: Traffic(rounds=2 * (p - 1), messages=2 * (p - 1), sent=2 * (p - 1) / p),
+    traffic=lambda p: Traffic(
+        rounds=2 * (p - 1), messages=2 * (p - 1), sent=2 * (p - 1) / p, scratch=(p > 1) / p
+    ),
     reduce_scatter=reduce_scatter,
     all_gather=all_gather,
     owned=owned,
+    price=lambda p: Price(alpha=2 * (p - 1), beta=2 * (p - 1) / p, gamma=(p - 1) / p),
 )

@@ -1,18 +1,20 @@
 """MPI point-to-point messages as persistent requests: matched and checked once, started often.
 
-The only file that imports `mpi4py.MPI`, which starts MPI. Others get what they need of it here.
+Here MPI starts: `mpi4py.MPI` is imported in this file and in `shm`. Others get what they need of it
+from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import mpi4py
 import numpy as np
+from numpy.typing import NDArray
 
 from collectives.guard import WorldError
-from collectives.transports.base import Message
+from collectives.schedule import ADD, Parts, Round
+from collectives.transports.base import Layout, Step, Sum, incoming, spare_length, sums_in_order
 from launch.world import foreign_launcher, world_mismatch
 
 mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # not before its vendor is known
@@ -41,24 +43,61 @@ def library_version() -> str:
     return MPI.Get_library_version().splitlines()[0].strip("\x00 ,")
 
 
-def all_reduce_in_place(comm: MPI.Intracomm, buffer: np.ndarray[Any, np.dtype[Any]]) -> None:
+def node_of(comm: MPI.Intracomm) -> int:
+    """The lowest rank that this one shares memory with. Every rank must call it."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    first: int = node.bcast(comm.rank)
+    node.Free()
+    return first
+
+
+def all_reduce_in_place(comm: MPI.Intracomm, buffer: NDArray[Any]) -> None:
     """MPI's own all-reduce (sum)."""
     comm.Allreduce(MPI.IN_PLACE, buffer)
 
 
-class MpiBatch:
-    """Persistent requests of one round."""
+def all_reduce_between(comm: MPI.Intracomm, source: NDArray[Any], target: NDArray[Any]) -> None:
+    """The same from one buffer into another."""
+    comm.Allreduce(source, target)
 
-    def __init__(self, requests: list[MPI.Prequest]) -> None:
+
+def start_all_reduce(comm: MPI.Intracomm, buffer: NDArray[Any]) -> MPI.Request:
+    """The same without waiting for it."""
+    return comm.Iallreduce(MPI.IN_PLACE, buffer)
+
+
+class MpiStep:
+    """Persistent requests of one round, then additions in a fixed order."""
+
+    def __init__(self, requests: list[MPI.Prequest], sums: list[Sum], peers: list[int]) -> None:
         self._requests = requests
+        self._sums = sums
+        self._peers = peers
 
     def start(self) -> None:
         """Post all sends and receives."""
         MPI.Prequest.Startall(self._requests)
 
+    def test(self) -> bool:
+        """Whether all of them are complete."""
+        return MPI.Request.Testall(self._requests)
+
     def wait(self) -> None:
         """Return when all of them are complete."""
         MPI.Request.Waitall(self._requests)
+
+    def finish(self) -> None:
+        """Add what has come."""
+        self.work()
+
+    def work(self) -> None:
+        """The additions."""
+        for left, right, out in self._sums:
+            np.add(left, right, out=out)
+
+    def waits_for(self) -> list[int]:
+        """The peers of this round."""
+        return self._peers
 
     def free(self) -> None:
         """Free the requests: MPICH prints a line for each that is forgotten."""
@@ -77,11 +116,56 @@ class MpiTransport:
         self.rank: int = comm.rank
         self.world_size: int = comm.size
 
-    def prepare(self, sends: Sequence[Message], receives: Sequence[Message]) -> MpiBatch:
-        """Bind the messages of one round to their memory; receives are posted first."""
-        requests = [self._comm.Recv_init(array, source=peer) for peer, array in receives]
-        requests += [self._comm.Send_init(array, dest=peer) for peer, array in sends]
-        return MpiBatch(requests)
+    def allocate(self, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Ordinary memory."""
+        return np.zeros(length, dtype)
+
+    def prepare(self, layout: Layout, buffer: NDArray[Any]) -> tuple[list[Step], int]:
+        """One step a round. The rounds share the scratch memory, so they cannot overlap."""
+        rounds = layout.rounds(self.rank)
+        sizes = [incoming(layout, exchanges) for exchanges in rounds]
+        scratch = np.empty(max(sizes, default=0), buffer.dtype)
+        spare = np.empty(spare_length(buffer.dtype, len(scratch)), buffer.dtype)
+        steps: list[Step] = [self.step(layout, one, buffer, scratch, spare) for one in rounds]
+        return steps, scratch.nbytes + spare.nbytes
+
+    def step(
+        self,
+        layout: Layout,
+        exchanges: Round,
+        buffer: NDArray[Any],
+        scratch: NDArray[Any],
+        spare: NDArray[Any],
+    ) -> MpiStep:
+        """One round, bound to its memory; receives are posted first."""
+        sends: list[MPI.Prequest] = []
+        receives: list[MPI.Prequest] = []
+        added: dict[Parts, list[tuple[int, NDArray[Any]]]] = {}
+        used = 0
+        for e in exchanges:
+            if e.send_to is not None:
+                array = buffer[layout.elements(e.send_parts)]
+                sends.append(self._comm.Send_init(array, dest=e.send_to))
+            if e.recv_from is None:
+                continue
+            if e.combine is ADD:
+                size = layout.num_elements(e.recv_parts)
+                array = scratch[used : used + size]
+                used += size
+                added.setdefault(e.recv_parts, []).append((e.recv_from, array))
+            else:
+                array = buffer[layout.elements(e.recv_parts)]
+            receives.append(self._comm.Recv_init(array, source=e.recv_from))
+        sums: list[Sum] = []
+        for parts, values in added.items():
+            own = buffer[layout.elements(parts)]
+            sums += sums_in_order([*values, (self.rank, own)], own, spare)
+        peers = {p for e in exchanges for p in (e.send_to, e.recv_from) if p is not None}
+        return MpiStep(receives + sends, sums, sorted(peers))
+
+    def detach(self, buffer: NDArray[Any]) -> NDArray[Any]:
+        """The buffer itself."""
+        return buffer
 
     def close(self) -> None:
         """Free the communicator."""

@@ -1,0 +1,194 @@
+"""`auto`: the all-reduce that was the fastest here, or should be.
+
+The benchmark leaves its rows in a table of its own for every place: hosts, nodes of the ranks, MPI.
+Between measured sizes times are interpolated on logarithmic scales. Without a table for this place,
+or far from the sizes that are in it, the cost model decides with round numbers for one message, one
+byte and one addition.
+
+    $XDG_CACHE_HOME/dpsgd/all-reduce-<digest of the place>.json      (default ~/.cache)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collectives.algorithms import ALGORITHMS, find
+from collectives.price import Link, predict
+from collectives.transports.mpi import library_version, node_of
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+MODEL = {
+    "shm": Link(alpha=3e-6, beta=1e-10, gamma=1e-10),
+    "mpi": Link(alpha=6e-6, beta=4e-10, gamma=1e-10),
+    "network": Link(alpha=2e-5, beta=8e-10, gamma=1e-10),
+}
+"""Between ranks of a node, by memory and by messages; and between nodes, at 10 Gb/s."""
+
+FARTHEST = 16
+"""How many times smaller or larger than all measured sizes a buffer may be."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a measured table is good for."""
+
+    hosts: tuple[str, ...]
+    nodes: tuple[int, ...]
+    library: str
+
+    @property
+    def one_node(self) -> bool:
+        """Whether all ranks can share memory."""
+        return len(set(self.nodes)) == 1
+
+    @property
+    def table(self) -> Path:
+        """Where the rows for this place are."""
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
+        return Path(base) / "dpsgd" / f"all-reduce-{digest}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen, and why."""
+
+    name: str
+    transport: str
+    reason: str
+
+
+def place_of(comm: MPI.Intracomm) -> Place:
+    """Where these ranks are. Every rank must call it."""
+    hosts, nodes = zip(*comm.allgather((socket.gethostname(), node_of(comm))), strict=True)
+    return Place(hosts=hosts, nodes=nodes, library=library_version())
+
+
+def record(place: Place, rows: Sequence[Row]) -> str:
+    """Add rows of the benchmark to the table of this place; a sentence that says what happened."""
+    known = {_key(row): row for row in [*_load(place), *rows]}
+    text = json.dumps({"place": asdict(place), "rows": list(known.values())}, indent=1)
+    try:
+        place.table.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, unfinished = tempfile.mkstemp(dir=place.table.parent)
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - it is open already
+            file.write(text)
+        Path(unfinished).replace(place.table)
+    except OSError as error:
+        return f"not kept for --allreduce auto: {place.table} cannot be written ({error.strerror})"
+    return f"kept for --allreduce auto in {place.table}"
+
+
+def choose(
+    comm: MPI.Intracomm, place: Place, num_bytes: int, dtype: str, transports: Sequence[str]
+) -> Choice:
+    """The fastest way to sum `num_bytes` here over one of `transports`. Every rank must call it.
+
+    MPI's own all-reduce is among them for integers only: for floating-point numbers it does not
+    promise the same bits everywhere.
+    """
+    choice = None
+    if comm.rank == 0:
+        choice = _measured(place, num_bytes, dtype, transports) or _modelled(
+            place, num_bytes, transports
+        )
+    return comm.bcast(choice)  # type: ignore[no-any-return]
+
+
+def _measured(place: Place, num_bytes: int, dtype: str, transports: Sequence[str]) -> Choice | None:
+    times: dict[tuple[str, str], dict[int, float]] = {}
+    rows = _load(place)
+    same = [row for row in rows if row["dtype"] == dtype]
+    for row in same or rows:
+        ours = row["transport"] in transports
+        exact = row["algorithm"] == "mpi" and dtype.startswith(("int", "uint"))
+        if ours or exact:
+            points = times.setdefault((row["algorithm"], row["transport"]), {})
+            points[row["bytes"]] = row["seconds_median"]
+    seconds = {
+        route: _interpolated(points, num_bytes)
+        for route, points in times.items()
+        if min(points) / FARTHEST <= num_bytes <= max(points) * FARTHEST
+    }
+    if not seconds:
+        return None
+    return _best(seconds, f"measured here with collectives.bench, {place.table}")
+
+
+def _modelled(place: Place, num_bytes: int, transports: Sequence[str]) -> Choice:
+    world_size = len(place.hosts)
+    one_node = place.one_node
+    seconds = {}
+    for transport in transports:
+        inside = MODEL[transport]
+        between = inside if one_node else MODEL["network"]
+        for name, algorithm in ALGORITHMS.items():
+            if not one_node and transport == "shm" and name != "hierarchical":
+                continue
+            with contextlib.suppress(ValueError):  # too large a world for this one
+                seconds[name, transport] = predict(
+                    algorithm, world_size, num_bytes, between, nodes=place.nodes,
+                    inside=None if one_node else inside,
+                )  # fmt: skip
+    return _best(seconds, "by the cost model; python -m collectives.bench measures instead")
+
+
+def _best(seconds: dict[tuple[str, str], float], why: str) -> Choice:
+    name, transport = min(seconds, key=lambda route: seconds[route])
+    time = seconds[name, transport]
+    over = "" if transport == "vendor" else f" over {transport}"
+    return Choice(
+        name=name,
+        transport="auto" if transport == "vendor" else transport,
+        reason=f"{name}{over}, {time * 1e6:.3g} us expected ({why})",
+    )
+
+
+def _interpolated(points: dict[int, float], num_bytes: int) -> float:
+    """Seconds for `num_bytes`, on logarithmic scales; beyond the largest, in proportion."""
+    sizes = sorted(points)
+    if num_bytes <= sizes[0]:
+        return points[sizes[0]]
+    if num_bytes >= sizes[-1]:
+        return points[sizes[-1]] * num_bytes / sizes[-1]
+    above = next(size for size in sizes if size >= num_bytes)
+    below = sizes[sizes.index(above) - 1]
+    share = math.log(num_bytes / below) / math.log(above / below)
+    return float(points[below] ** (1 - share) * points[above] ** share)
+
+
+def _load(place: Place) -> list[Row]:
+    """The rows of the table; none if there is no table, or none that can be read."""
+    try:
+        rows = json.loads(place.table.read_text(encoding="utf-8"))["rows"]
+        return [row for row in rows if _is_sound(row)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _is_sound(row: Row) -> bool:
+    """Whether a row can be used. Its algorithm may have been renamed since it was measured."""
+    if row["transport"] != "vendor":
+        try:
+            find(row["algorithm"])
+        except ValueError:
+            return False
+    return isinstance(row["bytes"], int) and row["bytes"] > 0 and row["seconds_median"] > 0
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["algorithm"], row["transport"], row["bytes"], row["dtype"]

@@ -84,9 +84,8 @@ def register(
         return {"allreduce": allreduce, "transport": transport}
 
     agree(comm, facts)
-    collectives.make_plan(
-        allreduce, comm, 1, "float32", transport=transport
-    ).close()  # is it there?
+    # What make_plan refuses is refused here, not in the middle of the first backward.
+    collectives.make_plan(allreduce, comm, 1, "float32", transport=transport).close()
     hook = AllReduceHook(comm, allreduce, transport)
     model.register_comm_hook(hook, reduce_bucket)
     return hook

@@ -101,6 +101,8 @@ def choose(
     MPI's own all-reduce is among them for integers only: for floating-point numbers it does not
     promise the same bits everywhere.
     """
+    if comm.size == 1:
+        return Choice(name="ring", transport="mpi", reason="none: there is one rank")
     choice = None
     if comm.rank == 0:
         choice = _measured(place, num_bytes, dtype, transports) or _modelled(

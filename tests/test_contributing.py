@@ -50,7 +50,7 @@ def test_the_page_is_one_page() -> None:
 def test_a_collective_is_one_file(copy: Path) -> None:
     (copy / "collectives/algorithms/star.py").write_text(example('"""Star'))
     found = run(copy, *PYTEST, "tests/test_schedules.py", "-k", "star")
-    assert int(re.findall(r"(\d+) passed", found)[0]) >= 64
+    assert int(re.findall(r"(\d+) passed", found)[0]) >= 50
     assert "star" in run(copy, "-m", "dpsgd.run", "--help")
 
 

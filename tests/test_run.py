@@ -45,7 +45,10 @@ def test_the_verbatim_command_trains_on_the_demos_data(
     (folder,) = (tmp_path / "runs").iterdir()
     run = run_json(done, folder)
     assert run["world_size"] == world_size
-    assert (run["allreduce"], run["steps"]) == ("ring", 600)
+    assert (run["config"]["allreduce"], run["steps"]) == ("auto", 600)
+    assert run["allreduce"] in collectives.NAMES
+    assert run["transport"] in (*collectives.TRANSPORTS, "vendor")
+    assert "all-reduce: " in done.stdout
     assert run["privacy"]["private"] is True
     assert 2.99 < run["privacy"]["epsilon"] <= 3
     assert run["metrics"]["accuracy"] > run["metrics"]["majority_accuracy"] + 0.03
@@ -130,10 +133,14 @@ def test_every_all_reduce_gives_the_same_model(
     mpirun: Launch, tmp_path: Path, dataset: Path
 ) -> None:
     models = set()
-    for name in collectives.NAMES:
-        out = tmp_path / name
+    ways = [(name, "auto") for name in ("auto", *collectives.NAMES, "butterfly:3")]
+    for name, transport in [*ways, ("ring", "mpi"), ("tree", "mpi")]:
+        if name in collectives.VENDORS and collectives.VENDORS[name].missing():
+            continue
+        out = tmp_path / f"{name}-{transport}"
         done = mpirun(3, *RUN, "--data", dataset, "--out", out, "--ledger", tmp_path / "l",
-                      "--insecure-seed", "5", "--steps", "40", "--allreduce", name)  # fmt: skip
+                      "--insecure-seed", "5", "--steps", "40", "--allreduce", name,
+                      "--transport", transport)  # fmt: skip
         run = run_json(done, out)
         models.add(run["model_sha256"])
         assert run["privacy"]["private"] is False

@@ -1,0 +1,190 @@
+"""Run under mpirun by test_collectives: what goes wrong is said on every rank, and nothing hangs.
+
+Each case prints one line a rank: its name and the error.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import numpy as np
+
+import collectives
+from collectives import guard
+from collectives.transports.mpi import world
+
+comm = world()
+last = comm.rank == comm.size - 1
+
+
+def make(name="ring", length=10, dtype="int32", **more):
+    return collectives.make_plan(name, comm, length, dtype, **more)
+
+
+def other_algorithm():
+    make("tree" if last else "ring")
+
+
+def other_length():
+    make(length=11 if last else 10)
+
+
+def other_dtype():
+    make(dtype="int64" if last else "int32")
+
+
+def other_transport():
+    make(transport="shm" if last else "mpi")
+
+
+def unknown_on_one_rank():
+    make("rnig" if last else "ring")
+
+
+def too_many_degrees():
+    make("butterfly:2,2,2,2")
+
+
+def strange_dtype():
+    make(dtype="float16")
+
+
+def negative_length():
+    make(length=-1)
+
+
+def transport_of_a_vendor():
+    make("mpi", transport="shm")
+
+
+def not_contiguous():
+    make(buffer=np.zeros(20, np.int32)[::2])
+
+
+def read_only():
+    array = np.zeros(10, np.int32)
+    array.flags.writeable = not last
+    make(buffer=array)
+
+
+def other_shape():
+    make(buffer=np.zeros((2, 5), np.int32))
+
+
+def own_buffer_in_shared_memory():
+    make(buffer=np.zeros(10, np.int32), transport="shm")
+
+
+def run_after_close():
+    plan = make()
+    plan.close()
+    plan.close()  # twice is no mistake
+    plan.run()
+
+
+def started_twice():
+    plan = make(transport="mpi")
+    plan.start()
+    try:
+        plan.start()
+    finally:
+        plan.wait()
+        plan.close()
+
+
+def closed_while_running():
+    plan = make(transport="shm")
+    plan.start()
+    try:
+        plan.close()
+    finally:
+        plan.wait()
+        plan.close()
+
+
+def wait_without_start():
+    make().wait()
+
+
+def late(transport):
+    """The last rank comes half a second late, the others look up before."""
+    with make("alltoall", transport=transport) as plan:
+        plan.buffer[:] = comm.rank
+        if last:
+            time.sleep(0.5)
+            plan.run()
+        else:
+            plan.start()
+            try:
+                plan.wait(timeout=0.05)
+            finally:
+                plan.wait(timeout=60)
+                assert (plan.buffer == sum(range(comm.size))).all()
+        if last:
+            raise TimeoutError("none: this rank was the late one")
+
+
+def late_by_messages():
+    late("mpi")
+
+
+def late_in_memory():
+    late("shm")
+
+
+def called_out_of_order():
+    first, second = make("ring", debug=True), make("tree", 7, debug=True)
+    plans = (second, first) if last else (first, second)
+    for plan in plans:
+        plan.run()
+
+
+def not_called_at_all():
+    plan = make(debug=True)
+    guard.SECONDS_TO_JOIN = 0.3
+    if last:
+        time.sleep(1.5)
+        raise TimeoutError("none: this rank called nothing")
+    plan.run()
+
+
+CASES = [
+    other_algorithm, other_length, other_dtype, other_transport, unknown_on_one_rank,
+    too_many_degrees, strange_dtype, negative_length, transport_of_a_vendor, not_contiguous,
+    read_only, other_shape, own_buffer_in_shared_memory, run_after_close, started_twice,
+    closed_while_running, wait_without_start, late_by_messages, late_in_memory,
+    called_out_of_order, not_called_at_all,
+]  # fmt: skip
+
+
+def misuse() -> None:
+    for case in CASES:
+        try:
+            case()
+        except (ValueError, RuntimeError, TimeoutError) as error:
+            found = f"{case.__name__}: {type(error).__name__}: {error}"
+        else:
+            found = f"{case.__name__}: nothing was noticed"
+        for one in comm.allgather(found) if case is not CASES[-1] else [found]:
+            if comm.rank == 0:
+                print(one)
+
+
+def memory() -> None:
+    """Nothing grows over 10,000 calls: the peak after them is the peak after 500."""
+    for transport in collectives.TRANSPORTS:
+        for name in collectives.ALGORITHMS:
+            with make(name, 1000, transport=transport) as plan:
+                for calls in (500, 9500):
+                    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                    for _ in range(calls):
+                        plan.run()
+                grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+                assert grown <= 256, f"{name} over {transport} grew by {grown} KiB"
+    if comm.rank == 0:
+        print("nothing grew")
+
+
+{"misuse": misuse, "memory": memory}[sys.argv[1]]()

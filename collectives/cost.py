@@ -97,9 +97,7 @@ def _check(options: argparse.Namespace) -> None:
         if world_size > MAX_WORLD_SIZE:
             raise ValueError(f"world sizes must be at most {MAX_WORLD_SIZE}, got {world_size}")
     options.bytes = sorted(set(options.bytes))
-    grouped = options.ranks_per_node > 1 or options.exposure  # else it is halving-doubling
-    usual_names = [name for name in ALGORITHMS if grouped or name != "hierarchical"]
-    options.allreduce = list(dict.fromkeys(options.allreduce or usual_names))
+    options.allreduce = list(dict.fromkeys(options.allreduce or ALGORITHMS))
     options.given = [n for n in ("alpha", "beta", "gamma") if getattr(options, n) is not None]
     if options.fit and options.given:
         raise ValueError(f"--fit finds alpha, beta and gamma: leave out it or --{options.given[0]}")

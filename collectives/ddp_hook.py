@@ -28,7 +28,6 @@ Guarantees:
 
 # Not `from __future__ import annotations`: DDP compares the annotations of a hook with classes.
 
-import socket
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,6 +40,7 @@ from torch.nn.parallel import DistributedDataParallel
 import collectives
 from collectives.all_reduce import AllReduce
 from collectives.guard import agree
+from collectives.vendor import torch_store
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -183,11 +183,5 @@ def init_process_group(comm: "MPI.Intracomm") -> None:
 
     For scripts that mpirun starts instead of torchrun. Every rank must call it.
     """
-    from collectives.select import place_of
-
-    host: str = comm.bcast("127.0.0.1" if place_of(comm).one_node else socket.gethostname())
-    tcp_store: Any = distributed.TCPStore  # type: ignore[attr-defined]
-    store = tcp_store(host, 0, is_master=True, wait_for_workers=False) if comm.rank == 0 else None
-    port: int = comm.bcast(store.port if store is not None else 0)
-    store = store or tcp_store(host, port, is_master=False)
+    store, _ = torch_store(comm)
     distributed.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)

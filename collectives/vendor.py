@@ -83,16 +83,8 @@ class VendorGloo(AllReduce):
         import torch
         import torch.distributed
 
-        from collectives.select import place_of
-
-        local = place_of(comm).one_node
-        host = comm.bcast("127.0.0.1" if local else socket.gethostname())
         distributed: Any = torch.distributed  # its names are not all declared
-        server = None
-        if comm.rank == 0:
-            server = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-        port = comm.bcast(server.port if server is not None else None)
-        self._store: Any = server or distributed.TCPStore(host, port, is_master=False)
+        self._store, local = torch_store(comm)
         with _loopback() if local else contextlib.nullcontext():
             self._group: Any = distributed.ProcessGroupGloo(
                 self._store, comm.rank, comm.size, timedelta(minutes=30)
@@ -124,6 +116,23 @@ class VendorGloo(AllReduce):
         self._comm.Barrier()
         self._comm.Free()
         self._work = self._group = self._store = None
+
+
+def torch_store(comm: MPI.Intracomm) -> tuple[Any, bool]:
+    """Where the ranks of `comm` meet for torch.distributed, and whether all are on one node.
+
+    Every rank must call it. Rank 0 holds the store: it must outlive what the others do with it.
+    """
+    import torch.distributed
+
+    from collectives.select import place_of
+
+    make: Any = torch.distributed.TCPStore  # type: ignore[attr-defined]
+    local = place_of(comm).one_node
+    host: str = comm.bcast("127.0.0.1" if local else socket.gethostname())
+    server = make(host, 0, is_master=True, wait_for_workers=False) if comm.rank == 0 else None
+    port: int = comm.bcast(server.port if server is not None else 0)
+    return server or make(host, port, is_master=False), local
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ ETHERNET = cost.PLAIN_10_GBPS
 
 
 def curves(world_size: int, link: Link = ETHERNET) -> list[Curve]:
-    names = [name for name in ALGORITHMS if name != "hierarchical"]
+    names = list(ALGORITHMS)
     return [Curve(name, ALGORITHMS[name], world_size, link) for name in names]
 
 
@@ -88,7 +88,7 @@ def test_every_row_is_a_prediction_and_says_where_it_comes_from(
 ) -> None:
     report = report_of(capsys, "--world-sizes", "4", "65536", "--bytes", "4K", "1M")
     assert report["link"] == {"alpha": 20e-6, "beta": 1 / 1.25e9, "gamma": 1 / 4e9}
-    names = [name for name in ALGORITHMS if name != "hierarchical"]
+    names = list(ALGORITHMS)
     assert len(report["rows"]) == 2 * 2 * len(names)
     for row in report["rows"]:
         told = predict(find(row["algorithm"]), row["world_size"], row["bytes"], ETHERNET)

@@ -1,0 +1,93 @@
+"""How near all-reduces over emulated hosts come to what their schedules should cost.
+
+Every row of the benchmark is held against two predictions. The plain one is made without the row:
+alpha is half the round trip of a short message while all other pairs of hosts do the same, beta is
+what the lines were set to, and additions are free. The fitted one has the alpha, beta and gamma
+that explain the rows of this MPI best; what is off by then is the model and not the guess.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from collectives import fit
+from collectives.price import Link
+from emulated_hosts import Hosts, bytes_per_second
+from emulated_mpi import ENVIRONMENTS, HostsError
+from helpers import ROOT
+
+SIZES = ("4K", "64K", "1M")
+SECONDS_TO_FINISH = 600
+
+
+def report(hosts: Hosts, options: argparse.Namespace) -> int:
+    """Print a table for each MPI; with --json its rows as well."""
+    found = {}
+    for mpi in [options.mpi] if options.mpi else ENVIRONMENTS:
+        found[mpi] = _measure(hosts, mpi, bytes_per_second(options.rate))
+        _table(mpi, found[mpi])
+    if options.json:
+        options.json.write_text(json.dumps(found, allow_nan=False, indent=2) + "\n")
+    return 0
+
+
+def _output(hosts: Hosts, mpi: str, *program: str | Path, **options: Any) -> str:
+    try:
+        done = hosts.run(mpi, *program, capture_output=True, timeout=SECONDS_TO_FINISH, **options)
+    except subprocess.TimeoutExpired:
+        raise HostsError(f"{program[0]} under {mpi} ran for over {SECONDS_TO_FINISH} s") from None
+    if done.returncode != 0:
+        reason = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["it said nothing"]
+        raise HostsError(f"{mpi} ended with code {done.returncode}: {reason[0]}")
+    return done.stdout
+
+
+def _measure(hosts: Hosts, mpi: str, rate: float) -> dict[str, Any]:
+    pairs = {"num_hosts": hosts.num_hosts // 2 * 2}
+    short = json.loads(_output(hosts, mpi, ROOT / "tests/ranks_link.py", "4", **pairs))
+    plain = Link(alpha=short["one_way_seconds"], beta=1 / rate, gamma=0)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.json")
+        bench = ["-m", "collectives.bench", "--transport", "mpi", "--bytes", *SIZES]
+        _output(hosts, mpi, *bench, "--json", file)
+        rows = json.loads(file.read_text())["rows"]
+    links = fit.fit(rows)
+    rows_of_schedules = fit.priced(rows)
+    by_plain = fit.compare(rows, dict.fromkeys(links, plain))
+    by_fitted = fit.compare(rows, links)
+    for row, one, other in zip(rows_of_schedules, by_plain, by_fitted, strict=True):
+        row.update(plain_seconds=one["seconds"], fitted_seconds=other["seconds"])
+    return {
+        "plain": asdict(plain),
+        "fitted": {k: asdict(v) for k, v in links.items()},
+        "rows": rows,
+    }
+
+
+def _table(mpi: str, found: dict[str, Any]) -> None:
+    print(f"\n# {mpi}, times in microseconds")
+    for name, link in {"plain": found["plain"], **found["fitted"]}.items():
+        print(
+            f"# {name:<6} alpha {link['alpha'] * 1e6:.0f} us, "
+            f"beta {link['beta'] * 1e9:.1f} ns, gamma {link['gamma'] * 1e9:.1f} ns"
+        )
+    print(
+        f"# {'bytes':>8}  {'algorithm':<20}{'measured':>10}{'plain':>10}{'ratio':>7}"
+        f"{'fitted':>10}{'ratio':>7}{'native':>8}"
+    )
+    for row in found["rows"]:
+        measured = row["seconds_median"]
+        line = f"  {row['bytes']:>8}  {row['algorithm']:<20}{measured * 1e6:>10.0f}"
+        for model in ("plain", "fitted"):
+            predicted = row.get(f"{model}_seconds")
+            line += " " * 17 if predicted is None else (
+                f"{predicted * 1e6:>10.0f}{predicted / measured:>7.2f}"
+            )  # fmt: skip
+        print(f"{line}{row['ratio_to_native']:>8.2f}")
+    print("# ratio: predicted / measured; native: MPI's own all-reduce / measured", flush=True)

@@ -43,7 +43,7 @@ UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 DEFAULT_SIZES = "4K 64K 1M 16M 64M"
 NATIVE = "mpi"
 EVERY = "all"
-SECONDS_PER_REPEAT = 0.005
+SECONDS_PER_REPEAT = 0.02
 SECONDS_PER_ROW = 3.0
 FEWEST_REPEATS = 5
 
@@ -171,9 +171,14 @@ class Native:
 
 
 def measure(
-    comm: MPI.Intracomm, chosen: list[Route], size: int, dtype: str, num_repeats: int
+    comm: MPI.Intracomm,
+    chosen: list[Route],
+    size: int,
+    dtype: str,
+    num_repeats: int,
+    one_node: bool,
 ) -> list[dict[str, Any]]:
-    """One row for each of `chosen`, at one size. Every rank must call it."""
+    """One row for each of `chosen` and for MPI's own, at one size. Every rank must call it."""
     import numpy as np
 
     length = size // np.dtype(dtype).itemsize
@@ -181,9 +186,8 @@ def measure(
     in_place = collectives.make_plan(NATIVE, comm, length, dtype)
     natives = [in_place.run, Native(comm, length, dtype).run]
     native_wrong = _count_wrong(comm, in_place)
-    limit = _MemoryLimit(
-        comm, length, dtype, needed=any(route.transport == "shm" for route in chosen)
-    )
+    shares = one_node and any(route.transport == "shm" for route in chosen)
+    limit = _MemoryLimit(comm, length, dtype, needed=shares)
     seconds_of_native: list[float] = []
     rows = []
 
@@ -346,7 +350,7 @@ def _run(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
     for number, size in enumerate(options.bytes):
         say(HEAD)
         try:
-            found = measure(comm, chosen, size, options.dtype, options.repeats)
+            found = measure(comm, chosen, size, options.dtype, options.repeats, place.one_node)
         except ValueError as error:  # the same on all ranks: it does not fit this world
             if comm.rank == 0:
                 print(f"python -m collectives.bench: error: {error}", file=sys.stderr)

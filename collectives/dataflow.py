@@ -1,24 +1,31 @@
-"""Who has to wait for whom when peers read each other's memory: derived from the schedule.
+"""Who has to wait for whom when ranks work in each other's memory: derived from the schedule.
 
-Where memory is shared, a message is a look: the receiver reads the sender's part in place. Two
-things can go wrong, and both are known in advance. A part can be read before it has the value that
-it should have, or overwritten before all have read it. So every rank publishes one number, its
-*progress*, which only grows, and waits until the progress of others is far enough:
+Where memory is shared, nothing is sent. Parts that are added are *pulled*: the receiver reads them
+in place, in the sender's buffer. Parts that are copied are *pushed*: the sender writes them where
+the receiver wants them, while they are still in its cache. So every message is a read of one buffer
+and a write of another, by one rank; and each of the two belongs to a round of the buffer's owner.
+
+Within a buffer the schedule fixes an order: a round reads what was there when it began, and writes
+at its end. So whoever reads a part in round t of its owner must come after all writes of it in
+rounds before t; and whoever writes it must come after those and after all reads up to round t. All
+ranks know the whole schedule, so they know whom to wait for. Every rank publishes one number, its
+*progress*, which only grows:
 
     progress     this rank has
-    -----------  -----------------------------------------------
+    -----------  ------------------------------------------------------------------
     1            written its contribution (the call has begun)
-    2 k + 2      read what it needs in round k
-    2 k + 3      and written what it receives in round k
+    2 k + 2      read what it needs in its round k
+    2 k + 3      and written what it has to write in round k, in its buffer or another
 
-To read parts that a peer sends in its round m, wait for the last round before m in which the peer
-writes them. To write parts in round w, wait for the readers of all messages up to round w that
-carried them. If a round reads and writes the same parts, as when two ranks swap their sums, the
-result is put aside first (*staged*) and written when all have read. At the end, wait for the
-readers of everything, so that the caller may write. There are no barriers and no other
-synchronisation.
+If a round adds to parts that others read in the same round, as when two ranks swap their sums, the
+result is put aside first (*staged*) and written when all have read. At the end a rank waits until
+nobody uses its buffer any more, so that the caller may. There are no barriers.
 
-Peers on other nodes get messages; a round is either a local or a remote one for a rank.
+A direct exchange of two halves thus waits twice, not four times: everyone waits for all to begin,
+sums its part and pushes it at once, since nobody else reads that part anywhere; then for the parts
+that the others push.
+
+Peers on other nodes get messages; a round of a rank is either a local or a remote one.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from collectives.schedule import Exchange, Parts, Round
+from collectives.schedule import ADD, COPY, Combine, Exchange, Parts, Round
 
 STARTED = 1
 """Progress of a rank that has written its contribution."""
@@ -48,15 +55,16 @@ Waits = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Task:
-    """One round of one rank.
+    """One round of one rank, if it has anything to do in it.
 
-    Wait for `before`; then either do the round by messages (`remote`), or read `reads` and combine.
-    If `staged`, what is combined is put aside until `before_writing` is reached.
+    Wait for `before`; then either do the round by messages (`remote`), or add what `pulls` say and
+    write what `pushes` say, (peer, parts). If `staged`, sums are put aside until `before_writing`.
     """
 
     number: int
     before: Waits
-    reads: list[Exchange]
+    pulls: list[Exchange]
+    pushes: list[tuple[int, Parts]]
     remote: Round
     staged: bool
     before_writing: Waits
@@ -72,14 +80,26 @@ class Program:
 
 
 @dataclass(frozen=True)
-class _Look:
-    """One message between local ranks: `parts` of `owner`'s round `sent` in `reader`'s round."""
+class _Message:
+    """What round `sent` of `source` has for round `received` of `dest`."""
 
-    owner: int
+    source: int
     sent: int
-    reader: int
+    dest: int
     received: int
     parts: Parts
+    combine: Combine
+
+
+@dataclass(frozen=True)
+class _Access:
+    """A use of a buffer in round `time` of its owner, over when `rank` is at `progress`."""
+
+    time: int
+    parts: Parts
+    writes: bool
+    rank: int
+    progress: int
 
 
 def program(rounds: Mapping[int, list[Round]], rank: int) -> Program:
@@ -87,14 +107,8 @@ def program(rounds: Mapping[int, list[Round]], rank: int) -> Program:
 
     Raises ValueError if a round of `rank` has peers both among those and elsewhere.
     """
-    looks = [
-        look
-        for peer in rounds
-        for look in (*_looks(rounds, peer, rank), *_looks(rounds, rank, peer))
-        if peer != rank
-    ]
-    mine = {(look.owner, look.received, look.parts): look for look in looks if look.reader == rank}
-    theirs = [look for look in looks if look.owner == rank]
+    messages = _messages(rounds)
+    accesses = _accesses(rounds, messages)
     known: dict[int, int] = {}
 
     def still_needed(wanted: Waits) -> Waits:
@@ -105,71 +119,105 @@ def program(rounds: Mapping[int, list[Round]], rank: int) -> Program:
                 needed[peer] = known[peer] = value
         return list(needed.items())
 
+    def after(owner: int, parts: Parts, time: int, writes: bool) -> Waits:
+        """What has to be over before this rank uses parts of a buffer."""
+        begun = [] if owner == rank else [(owner, STARTED)]
+        return begun + [
+            (one.rank, one.progress)
+            for one in accesses[owner]
+            if one.rank != rank
+            and _overlap(one.parts, parts)
+            and (one.time < time if one.writes else writes and one.time <= time)
+        ]
+
     tasks = []
     for number, exchanges in enumerate(rounds[rank]):
-        peers = {p for e in exchanges for p in (e.send_to, e.recv_from) if p is not None}
-        remote = not peers <= rounds.keys()
-        if remote and not peers.isdisjoint(rounds.keys()):
-            raise ValueError(
-                f"round {number} of rank {rank} talks to ranks {sorted(peers)}, of which some "
-                f"share its memory and some do not"
-            )
-        received = [e for e in exchanges if e.recv_from is not None]
-        sources = [] if remote else received
-        looked = [
-            mine[e.recv_from, number, e.recv_parts] for e in sources if e.recv_from is not None
-        ]
-        reads = [(look.owner, _ready(rounds[look.owner], look.sent, look.parts)) for look in looked]
-        written = [e.recv_parts for e in received]
-        readers = [
-            look for look in theirs
-            if look.sent <= number and any(_overlap(look.parts, parts) for parts in written)
-        ]  # fmt: skip
-        staged = any(look.sent == number for look in readers)
-        writes = [(look.reader, has_read(look.received)) for look in readers]
-        before = still_needed(reads if staged else reads + writes)
+        remote = _is_remote(rounds, rank, number)
+        sent = [m for m in messages if m.source == rank and m.sent == number]
+        pulled = [m for m in messages if m.dest == rank and m.received == number]
+        pulled = [m for m in pulled if m.combine is ADD]
+        pushed = [m for m in sent if m.combine is COPY]
+        if not (remote or pulled or pushed):
+            continue
+        before: Waits = []
+        before_writing: Waits = []
+        for m in pulled:
+            before += after(m.source, m.parts, m.sent, writes=False)
+            before_writing += after(rank, m.parts, number, writes=True)
+        for m in pushed:
+            before += after(rank, m.parts, number, writes=False)
+            before += after(m.dest, m.parts, m.received, writes=True)
+        for e in exchanges if remote else ():
+            before += after(rank, e.send_parts, number, writes=False)
+            before += after(rank, e.recv_parts, number, writes=True)
+        read_now = [m.parts for m in sent if m.combine is ADD]
+        staged = any(_overlap(m.parts, parts) for m in pulled for parts in read_now)
         tasks.append(
             Task(
                 number=number,
-                before=before,
-                reads=sources,
+                before=still_needed(before if staged else before + before_writing),
+                pulls=[Exchange(recv_from=m.source, recv_parts=m.parts) for m in pulled],
+                pushes=[(m.dest, m.parts) for m in pushed],
                 remote=exchanges if remote else [],
                 staged=staged,
-                before_writing=still_needed(writes) if staged else [],
+                before_writing=still_needed(before_writing) if staged else [],
             )
         )
-    at_the_end = still_needed([(look.reader, has_read(look.received)) for look in theirs])
+    others = [(one.rank, one.progress) for one in accesses[rank] if one.rank != rank]
     most = max(len(one) for one in rounds.values())
-    return Program(tasks=tasks, at_the_end=at_the_end, stride=has_written(most))
+    return Program(tasks=tasks, at_the_end=still_needed(others), stride=has_written(most))
 
 
-def _looks(rounds: Mapping[int, list[Round]], owner: int, reader: int) -> list[_Look]:
-    """The messages from `owner` to `reader`: the n-th send meets the n-th receive."""
-    sent = [
-        (number, e.send_parts)
-        for number, exchanges in enumerate(rounds[owner])
-        for e in exchanges
-        if e.send_to == reader
-    ]
-    received = [
-        (number, e.recv_parts)
-        for number, exchanges in enumerate(rounds[reader])
-        for e in exchanges
-        if e.recv_from == owner
-    ]
+def _is_remote(rounds: Mapping[int, list[Round]], rank: int, number: int) -> bool:
+    exchanges = rounds[rank][number]
+    peers = {p for e in exchanges for p in (e.send_to, e.recv_from) if p is not None}
+    if not peers <= rounds.keys() and not peers.isdisjoint(rounds.keys()):
+        raise ValueError(
+            f"round {number} of rank {rank} talks to ranks {sorted(peers)}, of which some share "
+            f"its memory and some do not"
+        )
+    return not peers <= rounds.keys()
+
+
+def _messages(rounds: Mapping[int, list[Round]]) -> list[_Message]:
+    """All messages between these ranks: the n-th send to a rank meets its n-th receive."""
+    sends: dict[tuple[int, int], list[tuple[int, Parts]]] = {}
+    receives: dict[tuple[int, int], list[tuple[int, Combine]]] = {}
+    for rank, whole in rounds.items():
+        for number, exchanges in enumerate(whole):
+            for e in exchanges:
+                if e.send_to is not None and e.send_to in rounds:
+                    sends.setdefault((rank, e.send_to), []).append((number, e.send_parts))
+                if e.recv_from is not None and e.recv_from in rounds:
+                    receives.setdefault((e.recv_from, rank), []).append((number, e.combine))
     return [
-        _Look(owner, sent_in, reader, received_in, parts)
-        for (sent_in, parts), (received_in, _) in zip(sent, received, strict=True)
+        _Message(source, sent, dest, received, parts, combine)
+        for (source, dest), outgoing in sends.items()
+        for (sent, parts), (received, combine) in zip(outgoing, receives[source, dest], strict=True)
     ]
 
 
-def _ready(rounds: list[Round], number: int, parts: Parts) -> int:
-    """Progress of a rank whose `parts` have the value that they have when round `number` begins."""
-    for earlier in range(number - 1, -1, -1):
-        for e in rounds[earlier]:
-            if e.recv_from is not None and _overlap(e.recv_parts, parts):
-                return has_written(earlier)
-    return STARTED
+def _accesses(
+    rounds: Mapping[int, list[Round]], messages: list[_Message]
+) -> dict[int, list[_Access]]:
+    """Every use of every buffer, by its owner's rank."""
+    found: dict[int, list[_Access]] = {rank: [] for rank in rounds}
+    for m in messages:
+        if m.combine is ADD:  # pulled
+            rank, read, written = m.dest, has_read(m.received), has_written(m.received)
+        else:
+            rank, read, written = m.source, has_written(m.sent), has_written(m.sent)
+        found[m.source].append(_Access(m.sent, m.parts, False, rank, read))
+        found[m.dest].append(_Access(m.received, m.parts, True, rank, written))
+    for rank, whole in rounds.items():
+        for number, exchanges in enumerate(whole):
+            for e in exchanges:
+                over = has_written(number)
+                if e.send_to is not None and e.send_to not in rounds:
+                    found[rank].append(_Access(number, e.send_parts, False, rank, over))
+                if e.recv_from is not None and e.recv_from not in rounds:
+                    found[rank].append(_Access(number, e.recv_parts, True, rank, over))
+    return found
 
 
 def _overlap(a: Parts, b: Parts) -> bool:

@@ -16,6 +16,7 @@ from mpi4py import MPI
 import collectives
 from collectives.select import place_of
 from collectives.transports import shm
+from collectives.transports.base import CHUNK_BYTES
 from collectives.transports.mpi import world
 
 LENGTHS = (0, 1, 2, 7, 1000, 100_003)
@@ -77,7 +78,7 @@ def check(comm: MPI.Intracomm, name: str, transport: str, length: int, dtype: st
             plan.buffer[:] = 1  # at once: nobody may still be reading
         if plan.transport != "vendor":
             told = collectives.find(name).traffic(comm.size).scratch if name in SCRATCH else 1e9
-            chunk = 128 * 1024
+            chunk = CHUNK_BYTES
             most = told * plan.buffer.nbytes + chunk + 8 * comm.size
             assert plan.scratch_bytes <= most, f"{plan.scratch_bytes} bytes of scratch: {where}"
     if "int" in dtype:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from collectives.schedule import ADD, Algorithm, Exchange, Parts, Round, part_bounds
 
-CHUNK_BYTES = 128 * 1024
+CHUNK_BYTES = 512 * 1024
 """What several numbers are added in pieces of, so that the partial sums stay in the cache."""
 
 Sum = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -99,9 +99,14 @@ def sums_in_order(
     """Additions that put ((x_0 + x_1) + x_2) + ... in the order of the ranks into `out`.
 
     `values` has at least two contributions and their ranks; `out` may be the memory of one of them,
-    which is not overwritten before it is used. `spare` holds partial sums, at least one chunk.
+    which is not overwritten before it is used. Until then partial sums are in `spare`, at least
+    one chunk. Integers need none: their sums do not depend on the order, and begin with what is in
+    `out`.
     """
-    values = sorted(values, key=lambda value: value[0])
+    if out.dtype.kind in "iu":
+        values = sorted(values, key=lambda value: value[1] is not out)
+    else:
+        values = sorted(values, key=lambda value: value[0])
     arrays = [array for _, array in values]
     own = next((i for i, array in enumerate(arrays) if array is out), 0)
     chunk = len(out) if len(arrays) == 2 else CHUNK_BYTES // out.itemsize
@@ -118,6 +123,8 @@ def sums_in_order(
 
 def spare_length(dtype: np.dtype[Any], length: int) -> int:
     """Elements of the spare memory of `sums_in_order` for parts of up to `length` elements."""
+    if dtype.kind in "iu":
+        return 0
     return min(length, CHUNK_BYTES // dtype.itemsize)
 
 

@@ -1,26 +1,41 @@
-"""Steps over memory that the ranks of a node can look into: wait, add, copy, publish.
+"""Steps over memory that the ranks of a node share: wait, add, copy, publish.
 
 `collectives.dataflow` says who waits for whose progress; here its tasks are bound to the buffers.
 The memory itself may come from anywhere, so all of this can be tested in one process.
+
+All work consists of *moves*: add up some arrays, in the order of the ranks, and write the sum to
+some places. A long move goes piece by piece, so that what was just added is copied out of the
+cache. A move that hands out what the move before it has added is joined to it: a direct exchange
+reads and writes every byte of memory once.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collectives.dataflow import STARTED, Program, Task, Waits, has_read, has_written
-from collectives.schedule import COPY, Exchange, Parts
-from collectives.transports.base import Layout, Step, Sum, incoming, spare_length, sums_in_order
+from collectives.schedule import Parts
+from collectives.transports.base import (
+    CHUNK_BYTES,
+    Layout,
+    Step,
+    Sum,
+    incoming,
+    spare_length,
+    sums_in_order,
+)
 
 if TYPE_CHECKING:
     from collectives.transports.mpi import MpiTransport
 
-Copy = tuple[NDArray[Any], NDArray[Any]]
+Copy = tuple[memoryview, memoryview]
+"""(target, source): faster than numpy's copy, which leaves the C library's aside."""
 
 
 class Progress:
@@ -64,24 +79,80 @@ class Progress:
         return [rank for rank, value in waits if self._counters[rank][0] < self.base + value]
 
 
+@dataclass
+class Move:
+    """The sum of `values`, (rank, array), which are `parts` of the buffers, to `targets`."""
+
+    parts: Parts
+    values: list[tuple[int, NDArray[Any]]]
+    targets: list[NDArray[Any]]
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether there is nothing to add."""
+        return len(self.values) == 1
+
+    def touches(self, other: Move) -> bool:
+        """Whether any part is in both."""
+        return self.parts[0] < other.parts[1] and other.parts[0] < self.parts[1]
+
+    def pieces(self, spare: NDArray[Any]) -> list[tuple[list[Sum], list[Copy]]]:
+        """Additions and copies, in an order that uses what is in the cache."""
+        first, *others = self.targets
+        if self.is_copy:
+            return [([], [(_view(target), _view(self.values[0][1])) for target in self.targets])]
+        found: list[tuple[list[Sum], list[Copy]]] = []
+        chunk = max(1, CHUNK_BYTES // first.itemsize)
+        for begin in range(0, len(first), chunk):
+            piece = slice(begin, begin + chunk)
+            total = first[piece]
+            values = [
+                (rank, total if array is first else array[piece]) for rank, array in self.values
+            ]
+            copies = [(_view(target[piece]), _view(total)) for target in others]
+            found.append((sums_in_order(values, total, spare), copies))
+        return found
+
+
+def _view(array: NDArray[Any]) -> memoryview:
+    return memoryview(cast(Any, array))
+
+
 class ShmStep:
-    """Wait for others, add, copy, publish. Any of them may be nothing."""
+    """Wait for others, move, publish. Any of them may be nothing."""
 
     def __init__(
         self,
         progress: Progress,
         waits: Waits,
-        sums: list[Sum],
-        copies: list[Copy],
+        moves: list[Move],
         publish: int = 0,
         next_call: int = 0,
     ) -> None:
+        self.moves = moves
+        self.publish = publish
         self._progress = progress
         self._waits = waits
-        self._sums = sums
-        self._copies = copies
-        self._publish = publish
         self._next_call = next_call
+        self._pieces: list[tuple[list[Sum], list[Copy]]] = []
+
+    def join(self, later: ShmStep) -> bool:
+        """Do `later` as a part of this step, if nothing has to be awaited between them."""
+        if later._waits or later._next_call or not later.publish:
+            return False
+        for move in later.moves:
+            before = next((one for one in reversed(self.moves) if one.touches(move)), None)
+            if before is not None and before.parts == move.parts and move.is_copy:
+                before.targets += move.targets
+            else:
+                self.moves.append(move)
+        self.publish = later.publish
+        return True
+
+    def bind(self, spare: NDArray[Any]) -> None:
+        """Work out the pieces; no step is joined any more."""
+        self._pieces = [piece for move in self.moves for piece in move.pieces(spare)]
+        self.moves = []
 
     def start(self) -> None:
         """Nothing is posted."""
@@ -98,16 +169,17 @@ class ShmStep:
     def finish(self) -> None:
         """Add, copy, publish."""
         self.work()
-        if self._publish:
-            self._progress.publish(self._publish)
+        if self.publish:
+            self._progress.publish(self.publish)
         self._progress.base += self._next_call
 
     def work(self) -> None:
         """The additions and copies."""
-        for left, right, out in self._sums:
-            np.add(left, right, out=out)
-        for target, source in self._copies:
-            np.copyto(target, source)
+        for sums, copies in self._pieces:
+            for left, right, out in sums:
+                np.add(left, right, out)
+            for target, source in copies:
+                target[:] = source
 
     def waits_for(self) -> list[int]:
         """The ranks that are not far enough."""
@@ -115,8 +187,12 @@ class ShmStep:
 
     def free(self) -> None:
         """Forget the memory."""
-        self._sums, self._copies, self._waits = [], [], []
+        self._pieces, self._waits = [], []
         del self._progress
+
+
+def _joined(last: Step, step: Step) -> bool:
+    return isinstance(last, ShmStep) and isinstance(step, ShmStep) and last.join(step)
 
 
 class Binding:
@@ -143,17 +219,22 @@ class Binding:
         """The steps of one call, and the bytes of memory beside the buffer."""
         sizes = [self._put_aside(task) for task in program.tasks]
         self._scratch = np.empty(max(sizes, default=0), self._own.dtype)
-        steps: list[Step] = [ShmStep(self._progress, [], [], [], publish=STARTED)]
+        steps: list[Step] = [ShmStep(self._progress, [], [], publish=STARTED)]
         for task in program.tasks:
-            steps += self._remote(task) if task.remote else self._local(task)
-        end = ShmStep(self._progress, program.at_the_end, [], [], next_call=program.stride)
-        return [*steps, end], self._scratch.nbytes + self._spare.nbytes
+            for step in self._remote(task) if task.remote else self._local(task):
+                if not _joined(steps[-1], step):
+                    steps.append(step)
+        steps.append(ShmStep(self._progress, program.at_the_end, [], next_call=program.stride))
+        for step in steps:
+            if isinstance(step, ShmStep):
+                step.bind(self._spare)
+        return steps, self._scratch.nbytes + self._spare.nbytes
 
     def _put_aside(self, task: Task) -> int:
         """Elements that a task keeps beside the buffer for a while."""
         if task.remote:
             return incoming(self._layout, task.remote)
-        parts = {e.recv_parts for e in task.reads} if task.staged else set()
+        parts = {e.recv_parts for e in task.pulls} if task.staged else set()
         return sum(map(self._layout.num_elements, parts))
 
     def _remote(self, task: Task) -> list[Step]:
@@ -162,42 +243,35 @@ class Binding:
         round_ = self._messages.step(
             self._layout, task.remote, self._own, self._scratch, self._spare
         )
-        before = [ShmStep(self._progress, task.before, [], [])] if task.before else []
-        return [*before, round_, ShmStep(self._progress, [], [], [], has_written(task.number))]
+        before = [ShmStep(self._progress, task.before, [])] if task.before else []
+        return [*before, round_, ShmStep(self._progress, [], [], has_written(task.number))]
 
     def _local(self, task: Task) -> list[Step]:
-        """A round by looking into the memory of the others."""
-        sums: list[Sum] = []
-        copies: list[Copy] = []
-        back: list[Copy] = []
+        """A round in the memory of this node."""
+        written = has_written(task.number)
+        sums: list[Move] = []
+        back: list[Move] = []
         used = 0
-        for parts, exchanges in _by_parts(task.reads).items():
-            own = target = self._own[self._layout.elements(parts)]
+        for parts in dict.fromkeys(e.recv_parts for e in task.pulls):
+            own = target = self._in(self._rank, parts)
             if task.staged:
                 target = self._scratch[used : used + len(own)]
                 used += len(own)
-                back.append((own, target))
-            seen = [
-                (e.recv_from, self._buffers[e.recv_from][self._layout.elements(parts)])
-                for e in exchanges
-                if e.recv_from is not None
-            ]
-            if exchanges[0].combine is COPY:
-                copies += [(target, array) for _, array in seen]
-            else:
-                sums += sums_in_order([*seen, (self._rank, own)], target, self._spare)
-        written = has_written(task.number)
+                back.append(Move(parts, [(self._rank, target)], [own]))
+            sources = [e.recv_from for e in task.pulls if e.recv_parts == parts]
+            seen = [(peer, self._in(peer, parts)) for peer in sources if peer is not None]
+            sums.append(Move(parts, [*seen, (self._rank, own)], [target]))
+        handed: dict[Parts, Move] = {}
+        for peer, parts in task.pushes:
+            first = Move(parts, [(self._rank, self._in(self._rank, parts))], [])
+            handed.setdefault(parts, first).targets.append(self._in(peer, parts))
+        moves = [*sums, *handed.values()]
         if not task.staged:
-            return [ShmStep(self._progress, task.before, sums, copies, written)]
+            return [ShmStep(self._progress, task.before, moves, written)]
         return [
-            ShmStep(self._progress, task.before, sums, copies, has_read(task.number)),
-            ShmStep(self._progress, task.before_writing, [], back, written),
+            ShmStep(self._progress, task.before, moves, has_read(task.number)),
+            ShmStep(self._progress, task.before_writing, back, written),
         ]
 
-
-def _by_parts(exchanges: list[Exchange]) -> dict[Parts, list[Exchange]]:
-    """Receives of the same parts, which end up in one place."""
-    grouped: dict[Parts, list[Exchange]] = {}
-    for exchange in exchanges:
-        grouped.setdefault(exchange.recv_parts, []).append(exchange)
-    return grouped
+    def _in(self, rank: int, parts: Parts) -> NDArray[Any]:
+        return self._buffers[rank][self._layout.elements(parts)]

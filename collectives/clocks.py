@@ -2,14 +2,17 @@
 
 Every rank has a clock and two ports, one out and one in, which work at the same time. When a rank
 begins a round it posts all its exchanges. A message begins when both sides have posted it and both
-their ports are free, those posted first before the others; it takes alpha + bytes beta. So p - 1
-sends of one round go one after another. A round ends for a rank when all its messages are complete
-and what has come is added, gamma a byte. There is no barrier: the clocks run apart.
+their ports are free, those posted first before the others. It keeps the ports busy for overhead +
+bytes beta and is complete alpha + bytes beta after it began. So the p - 1 sends of one round begin
+one after another and are on their way together. A round ends for a rank when all its messages are
+complete and what has come is added, gamma a byte. There is no barrier: the clocks run apart.
 
-Four ranks, alltoall, alpha = 1, beta = gamma = 0; who sends to whom:
+Four ranks, alltoall, alpha = 3, overhead = 1, beta = gamma = 0; who sends to whom:
 
-    time     0       1       2
-    rank 0   -> 1    -> 2    -> 3
+    time     0       1       2       3       4       5
+    rank 0   -> 1 ------------------>|
+                     -> 2 ------------------>|
+                             -> 3 ------------------>|
     rank 1   -> 2    -> 3    -> 0
     rank 2   -> 3    -> 0    -> 1
     rank 3   -> 0    -> 1    -> 2
@@ -48,20 +51,25 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Seconds of a message and of each part in it, outside nodes and inside; of adding a part."""
+    """Seconds that ports are busy with a message and with each part in it, that the message is on
+    its way besides, the same inside nodes, and those of adding a part.
+    """
 
     message: float
     part: float
+    flight: float
     near_message: float
     near_part: float
+    near_flight: float
     addition: float
 
 
-Clock = tuple[float, int, int, int, int, int]
+Clock = tuple[float, int, int, int, int, int, int, int]
 """Seconds, and how often each of the `Costs` is in them, in that order.
 
 The seconds are always computed from the counts, never added up: equal paths end at equal times.
 """
+START: Clock = (0.0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,11 +80,20 @@ class _Rank:
     rounds: Iterator[Round]
     out_port: Clock | None = None
     in_port: Clock | None = None
+    complete: Clock = START  # the last message that is
     current: int = -1
     open_halves: int = 0
+    to_send: int = 0  # not yet begun
+    to_receive: int = 0
     parts_to_add: int = 0
-    outgoing: list[Message] = field(default_factory=list)  # not yet begun, in the order of posting
-    incoming: list[Message] = field(default_factory=list)
+    outgoing: list[Message] = field(default_factory=list)  # those of them that both sides have
+    incoming: list[Message] = field(default_factory=list)  # posted, in the order of posting
+
+
+Ports = tuple[_Rank, _Rank]
+"""The port out of one rank and the port into another, which a message keeps busy."""
+Event = Ports | Message | _Rank
+"""Ports become free, a message is complete, or a rank begins its next round."""
 
 
 class Clocks:
@@ -93,13 +110,13 @@ class Clocks:
         self.ranks = [_Rank(r, iter(algorithm.rounds(r, world_size))) for r in range(world_size)]
         self.sends: dict[tuple[int, int], deque[tuple[Exchange, Place]]] = {}
         self.receives: dict[tuple[int, int], deque[tuple[Exchange, Place]]] = {}
-        self.events: list[tuple[Clock, int, Message | _Rank]] = []
+        self.events: list[tuple[Clock, int, Event]] = []
         self.num_events = 0  # what happens at one time is handled in the order of posting
         self.running = world_size
 
     def run(self) -> Clock:
         """When the last rank is done. Raises ValueError if the schedule waits for ever."""
-        last: Clock = (0.0, 0, 0, 0, 0, 0)
+        last = START
         for state in self.ranks:
             self._next_round(state, last)
         self._begin(self.ranks)
@@ -109,8 +126,11 @@ class Clocks:
             while self.events and self.events[0][0][0] == now:
                 clock, _, event = heapq.heappop(self.events)
                 last = max(last, clock)
-                if isinstance(event, Message):
-                    touched |= dict.fromkeys(self._end(event, clock))
+                if isinstance(event, tuple):
+                    event[0].out_port = event[1].in_port = clock
+                    touched |= dict.fromkeys(event)
+                elif isinstance(event, Message):
+                    self._complete(event, clock)
                 else:
                     touched |= dict.fromkeys(self._next_round(event, clock))
             self._begin(touched)
@@ -119,19 +139,20 @@ class Clocks:
         return last
 
     def _at(
-        self, event: Message | _Rank, clock: Clock,
-        messages: int = 0, parts: int = 0, near: int = 0, near_parts: int = 0, added: int = 0,
+        self, event: Event, clock: Clock, messages: int = 0, parts: int = 0, flights: int = 0,
+        near: int = 0, near_parts: int = 0, near_flights: int = 0, added: int = 0,
     ) -> None:  # fmt: skip
         """Let `event` happen when so much more is done after `clock`."""
-        _, a, b, c, d, e = clock
-        a, b, c, d, e = a + messages, b + parts, c + near, d + near_parts, e + added
+        _, a, b, c, d, e, f, g = clock
+        a, b, c, g = a + messages, b + parts, c + flights, g + added
         costs = self.costs
         seconds = (
-            a * costs.message + b * costs.part + c * costs.near_message + d * costs.near_part
-            + e * costs.addition
+            a * costs.message + b * costs.part + c * costs.flight + d * costs.near_message
+            + e * costs.near_part + f * costs.near_flight + g * costs.addition
         )  # fmt: skip
+        d, e, f = d + near, e + near_parts, f + near_flights
         self.num_events += 1
-        heapq.heappush(self.events, ((seconds, a, b, c, d, e), self.num_events, event))
+        heapq.heappush(self.events, ((seconds, a, b, c, d, e, f, g), self.num_events, event))
 
     def _next_round(self, state: _Rank, clock: Clock) -> list[_Rank]:
         """Post the exchanges of the next round; the senders of those whose other side waits."""
@@ -140,24 +161,25 @@ class Clocks:
             self.running -= 1
             return []
         state.current += 1
-        state.out_port = state.in_port = clock
+        state.out_port = state.in_port = state.complete = clock
         senders = []
         for number, e in enumerate(exchanges):
             place = state.current, number
             if e.send_to is not None:
-                state.open_halves += 1
+                state.to_send += 1
                 pair = state.rank, e.send_to
                 if waiting := self.receives.get(pair):
                     senders.append(self._meet(pair, e, place, *waiting.popleft()))
                 else:
                     self.sends.setdefault(pair, deque()).append((e, place))
             if e.recv_from is not None:
-                state.open_halves += 1
+                state.to_receive += 1
                 pair = e.recv_from, state.rank
                 if coming := self.sends.get(pair):
                     senders.append(self._meet(pair, *coming.popleft(), e, place))
                 else:
                     self.receives.setdefault(pair, deque()).append((e, place))
+        state.open_halves = state.to_send + state.to_receive
         if not state.open_halves:
             self._at(state, clock)
         return senders
@@ -195,22 +217,24 @@ class Clocks:
         dest.incoming.remove(message)
         message.begins = clock[0]
         self.observe(message)
+        source.to_send -= 1
+        dest.to_receive -= 1
         parts = message.parts[1] - message.parts[0]
-        if self.nodes[message.source] == self.nodes[message.dest]:
-            self._at(message, clock, near=1, near_parts=parts)
-        else:
-            self._at(message, clock, messages=1, parts=parts)
+        near = self.nodes[message.source] == self.nodes[message.dest]
+        busy = (0, 0, 0, 1, parts) if near else (1, parts, 0)
+        arrived = (0, 0, 0, 1, parts, 1) if near else (1, parts, 1)
+        if source.to_send or dest.to_receive:  # somebody may wait for these ports
+            self._at((source, dest), clock, *busy)
+        self._at(message, clock, *arrived)
 
-    def _end(self, message: Message, clock: Clock) -> tuple[_Rank, _Rank]:
-        """Free both ports; a rank whose messages are all complete adds, then begins a round."""
+    def _complete(self, message: Message, clock: Clock) -> None:
+        """A rank whose messages are all complete adds, then begins a round."""
         source, dest = self.ranks[message.source], self.ranks[message.dest]
-        source.out_port = dest.in_port = clock
         if message.combine is ADD:
             dest.parts_to_add += message.parts[1] - message.parts[0]
         for state in (source, dest):
             state.open_halves -= 1
+            state.complete = max(state.complete, clock)
             if not state.open_halves:
-                assert state.out_port and state.in_port  # nothing of this rank is on its way
-                self._at(state, max(state.out_port, state.in_port), added=state.parts_to_add)
+                self._at(state, state.complete, added=state.parts_to_add)
                 state.parts_to_add = 0
-        return source, dest

@@ -17,7 +17,7 @@ import importlib.util
 import json
 import os
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -57,6 +57,8 @@ def parser() -> Parser:
     for name, what in (("alpha", "a message"), ("beta", "a byte sent"), ("gamma", "a byte added")):
         made.add_argument(f"--{name}", type=seconds, metavar="SECONDS",
                           help=f"{what} (default {getattr(PLAIN_10_GBPS, name):.3g})")  # fmt: skip
+    made.add_argument("--overhead", type=seconds, metavar="SECONDS",
+                      help="each further message of a round (default alpha)")  # fmt: skip
     made.add_argument("--fit", type=Path, metavar="FILE", help="rows of collectives.bench --json")
     made.add_argument("--exposure", action="store_true",
                       help="instead: how many contributions hide behind each other")  # fmt: skip
@@ -98,9 +100,11 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"world sizes must be at most {MAX_WORLD_SIZE}, got {world_size}")
     options.bytes = sorted(set(options.bytes))
     options.allreduce = list(dict.fromkeys(options.allreduce or ALGORITHMS))
-    options.given = [n for n in ("alpha", "beta", "gamma") if getattr(options, n) is not None]
+    costs = {one.name: getattr(options, one.name) for one in fields(Link)}
+    options.given = {name: number for name, number in costs.items() if number is not None}
     if options.fit and options.given:
-        raise ValueError(f"--fit finds alpha, beta and gamma: leave out it or --{options.given[0]}")
+        first = next(iter(options.given))
+        raise ValueError(f"--fit finds the costs of a link: leave out it or --{first}")
 
 
 def _costs(options: argparse.Namespace, people: TextIO) -> dict[str, Any]:
@@ -115,7 +119,9 @@ def _costs(options: argparse.Namespace, people: TextIO) -> dict[str, Any]:
         report["links"] = {transport: asdict(link) for transport, link in links.items()}
         report["fit"] = compare(measured, links, ranks_per_node=options.ranks_per_node)
     else:
-        link = replace(PLAIN_10_GBPS, **{name: getattr(options, name) for name in options.given})
+        usual = PLAIN_10_GBPS
+        plain = {"alpha": usual.alpha, "beta": usual.beta, "gamma": usual.gamma}
+        link = Link(**plain | options.given)
         links = {"": link}
         report["link"] = asdict(link)
     inside = INSIDE_A_NODE if options.ranks_per_node > 1 and not options.fit else None

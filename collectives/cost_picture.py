@@ -91,8 +91,8 @@ def _draw_panel(panel: Axes, curves: Sequence[Curve], names: list[str]) -> None:
 def _caption(curve: Curve, origin: str) -> str:
     link = curve.link
     text = (
-        f"{origin}: alpha {shown_seconds(link.alpha)}, beta {link.beta * 1e9:.3g} ns a byte, "
-        f"gamma {link.gamma * 1e9:.3g} ns a byte"
+        f"{origin}: alpha {shown_seconds(link.alpha)}, overhead {shown_seconds(link.overhead)}, "
+        f"beta {link.beta * 1e9:.3g} ns a byte, gamma {link.gamma * 1e9:.3g} ns a byte"
     )
     if curve.inside:
         text += (

@@ -36,14 +36,15 @@ def links(
 ) -> None:
     """The costs that the predictions rest on."""
     print(
-        f"# {origin}: alpha {shown_seconds(link.alpha)} a message, beta {link.beta * 1e9:.3g} ns "
-        f"a byte sent, gamma {link.gamma * 1e9:.3g} ns a byte added",
+        f"# {origin}: alpha {shown_seconds(link.alpha)} a message, "
+        f"overhead {shown_seconds(link.overhead)} each further one of a round, "
+        f"beta {link.beta * 1e9:.3g} ns a byte sent, gamma {link.gamma * 1e9:.3g} ns a byte added",
         file=stream,
     )
     if inside:
         print(
             f"# {ranks_per_node} ranks a node; inside one alpha {shown_seconds(inside.alpha)}, "
-            f"beta {inside.beta * 1e9:.3g} ns",
+            f"overhead {shown_seconds(inside.overhead)}, beta {inside.beta * 1e9:.3g} ns",
             file=stream,
         )
 

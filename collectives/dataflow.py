@@ -109,6 +109,7 @@ def program(rounds: Mapping[int, list[Round]], rank: int) -> Program:
     """
     messages = _messages(rounds)
     accesses = _accesses(rounds, messages)
+    mine = [m for m in messages if rank in (m.source, m.dest)]
     known: dict[int, int] = {}
 
     def still_needed(wanted: Waits) -> Waits:
@@ -133,9 +134,8 @@ def program(rounds: Mapping[int, list[Round]], rank: int) -> Program:
     tasks = []
     for number, exchanges in enumerate(rounds[rank]):
         remote = _is_remote(rounds, rank, number)
-        sent = [m for m in messages if m.source == rank and m.sent == number]
-        pulled = [m for m in messages if m.dest == rank and m.received == number]
-        pulled = [m for m in pulled if m.combine is ADD]
+        sent = [m for m in mine if m.source == rank and m.sent == number]
+        pulled = [m for m in mine if m.dest == rank and m.received == number and m.combine is ADD]
         pushed = [m for m in sent if m.combine is COPY]
         if not (remote or pulled or pushed):
             continue

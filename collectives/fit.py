@@ -1,13 +1,16 @@
-"""Which alpha, beta and gamma explain what was measured? Least squares on the rows of the bench.
+"""Which link explains what was measured? Least squares on the rows of the bench.
 
-Each row says: alpha a + beta b + gamma c = seconds, where a, b and c are the messages, the bytes
-sent and the bytes added on the critical path. Errors are relative to the measured seconds, so that
-4 KB count as much as 64 MB:
+With alpha = overhead + flight, each row says: overhead m + beta b + gamma c + flight w = seconds,
+where m, b and c are the messages, the bytes sent and the bytes added on the critical path, and w
+the messages that are waited for. Errors are relative to the measured seconds, so that 4 KB count as
+much as 64 MB:
 
-    minimise over alpha, beta, gamma >= 0    sum of ((alpha a + beta b + gamma c) / seconds - 1)^2
+    minimise over overhead, beta, gamma, flight >= 0
+        sum of ((overhead m + beta b + gamma c + flight w) / seconds - 1)^2
 
-With three unknowns the constraint is settled by trying which of them are not 0. The critical path
-depends on the answer, so it is looked for again until it stays.
+With four unknowns the constraint is settled by trying which of them are not 0. Of equally good
+answers, that with flight 0 is taken: without rows of several messages a round, overhead = alpha.
+The critical path depends on the answer, so it is looked for again until it stays.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +34,10 @@ VENDOR = "vendor"
 """The transport of opaque all-reduces, which have no schedule to be priced."""
 FIRST_GUESS = Link(alpha=1e-5, beta=1e-9, gamma=1e-10)
 MAX_ROUNDS = 6
-SUBSETS = ((0, 1, 2), (0, 1), (0, 2), (1, 2), (0,), (1,), (2,))
-BETTER = 1 - 1e-9  # by how much an error must shrink to be preferred
+UNKNOWNS = 4  # overhead, beta, gamma, flight
+SUBSETS = [one for size in (4, 3, 2, 1) for one in combinations(range(UNKNOWNS), size)]
+BETTER = 1 - 1e-9  # by how much an error must shrink to be preferred,
+ROUNDING = 1e-24  # and by more than this
 
 
 def read(file: Path) -> list[Mapping[str, Any]]:
@@ -136,7 +142,7 @@ def _fit_one(rows: list[Mapping[str, Any]], ranks_per_node: int) -> Link:
             break
         counts = np.array(
             [
-                (path.alpha, path.beta * size, path.gamma * size)
+                (path.alpha + path.overhead, path.beta * size, path.gamma * size, path.alpha)
                 for path, (_, _, size, _) in zip(paths, where, strict=True)
             ]
         )
@@ -151,20 +157,20 @@ def _path(
 
 
 def _solve(counts: NDArray[np.float64]) -> Link:
-    """The non-negative parameters for which `counts` @ parameters is nearest to 1."""  # [rows, 3]
+    """The non-negative parameters for which `counts` @ parameters is nearest to 1."""  # [rows, 4]
     import numpy as np
 
     scales = np.linalg.norm(counts, axis=0)  # alpha and beta differ by a factor of a million
     scales[scales == 0] = 1
     scaled, ones = counts / scales, np.ones(len(counts))
-    best, least = np.zeros(3), math.inf
+    best, least = np.zeros(UNKNOWNS), math.inf
     for subset in map(list, SUBSETS):
         found, _, rank, _ = np.linalg.lstsq(scaled[:, subset], ones, rcond=1e-9)
         if rank < len(subset) or (found < 0).any():
             continue  # these rows cannot tell them apart, or one of them should be 0
         error = float(np.sum((scaled[:, subset] @ found - 1) ** 2))
-        if error < least * BETTER:
-            best, least = np.zeros(3), error
+        if error < least * BETTER - ROUNDING:
+            best, least = np.zeros(UNKNOWNS), error
             best[subset] = found
-    alpha, beta, gamma = (best / scales).tolist()
-    return Link(alpha=alpha, beta=beta, gamma=gamma)
+    overhead, beta, gamma, flight = (best / scales).tolist()
+    return Link(alpha=overhead + flight, beta=beta, gamma=gamma, overhead=overhead)

@@ -1,8 +1,12 @@
-"""What a schedule costs: the alpha-beta-gamma price of its critical path.
+"""What a schedule costs: the price of its critical path, in four parameters.
 
-    alpha   seconds that a message takes, however short it is
-    beta    seconds that a byte takes on its way
-    gamma   seconds that it takes to add one byte to a sum
+    alpha      seconds that a message takes, however short it is
+    overhead   of these: seconds for which it keeps a port busy; then the next one may begin
+    beta       seconds that a byte takes on its way
+    gamma      seconds that it takes to add one byte to a sum
+
+Messages of one round are on their way together, so k of them take alpha + (k - 1) overhead. Where
+nothing is known of the overhead it is alpha, which is Hockney's model: one after the other.
 
 The schedule is walked through on simulated clocks (see `clocks`), and what the critical path
 consists of is its price: for a ring of 4 ranks 6 messages, 1.5 buffers sent and 0.75 added up. The
@@ -14,6 +18,8 @@ card, and the incast of many senders on one receiver, which real networks punish
 So all-to-all is priced too low for most networks.
 
 Reference: Hockney, "The communication challenge for MPP: Intel Paragon and Meiko CS-2" (1994);
+Alexandrov, Ionescu, Schauser and Scheiman, "LogGP: incorporating long messages into the LogP model"
+(1995), for the overhead, which is their o and g in one: their L + 2 o is alpha, their G is beta;
 Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH"
 (2005), section 3, for gamma.
 """
@@ -37,16 +43,39 @@ class UnpricedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Seconds a message (alpha), a byte sent (beta), and a byte added (gamma)."""
+    """Seconds a message (alpha), a byte sent (beta), a byte added (gamma), and of alpha those for
+    which a message keeps a port busy (overhead; None becomes alpha).
+    """
 
     alpha: float
     beta: float
     gamma: float
+    overhead: float = None  # type: ignore[assignment]  # it is a number as soon as the link exists
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "gamma"):
+        if self.overhead is None:
+            object.__setattr__(self, "overhead", self.alpha)
+        for name in ("alpha", "beta", "gamma", "overhead"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 or more seconds, got {getattr(self, name)}")
+        if self.overhead > self.alpha:
+            raise ValueError(
+                f"overhead must be at most alpha, {self.alpha} seconds, got {self.overhead}"
+            )
+
+    @property
+    def flight(self) -> float:
+        """Seconds that a message is on its way when its ports are free again."""
+        return self.alpha - self.overhead
+
+    def seconds(self, num_bytes: float, price: Price) -> float:
+        """The time for a buffer of `num_bytes`. With overhead = alpha it depends, to the last bit,
+        only on the sum of both counts.
+        """
+        return (
+            (price.alpha + price.overhead) * self.overhead + price.alpha * self.flight
+            + num_bytes * (price.beta * self.beta + price.gamma * self.gamma)
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +87,8 @@ class Path:
 
     def seconds(self, num_bytes: float, link: Link, inside: Link | None = None) -> float:
         """The time for a buffer of `num_bytes`."""
-        out, near, inside = self.outside, self.inside, inside or link
-        return (
-            out.alpha * link.alpha + near.alpha * inside.alpha
-            + num_bytes * (out.beta * link.beta + near.beta * inside.beta + out.gamma * link.gamma)
-        )  # fmt: skip
+        near = (inside or link).seconds(num_bytes, self.inside)
+        return link.seconds(num_bytes, self.outside) + near
 
 
 def critical_path(
@@ -85,16 +111,23 @@ def critical_path(
     part = num_bytes / num_parts
     near = link if inside is None else inside
     costs = Costs(
-        message=link.alpha, part=link.beta * part, near_message=near.alpha,
-        near_part=near.beta * part, addition=link.gamma * part,
+        message=link.overhead, part=link.beta * part, flight=link.flight,
+        near_message=near.overhead, near_part=near.beta * part, near_flight=near.flight,
+        addition=link.gamma * part,
     )  # fmt: skip
     where = range(world_size) if nodes is None or inside is None else nodes
     clocks = Clocks(algorithm, world_size, costs, where, observe)
-    _, messages, sent, near_messages, near_sent, added = clocks.run()
+    _, messages, sent, flights, near_messages, near_sent, near_flights, added = clocks.run()
     return Path(
-        outside=Price(alpha=messages, beta=sent / num_parts, gamma=added / num_parts),
-        inside=Price(alpha=near_messages, beta=near_sent / num_parts, gamma=0),
-    )
+        outside=Price(
+            alpha=flights, beta=sent / num_parts, gamma=added / num_parts,
+            overhead=messages - flights,
+        ),
+        inside=Price(
+            alpha=near_flights, beta=near_sent / num_parts, gamma=0,
+            overhead=near_messages - near_flights,
+        ),
+    )  # fmt: skip
 
 
 def nodes_of(world_size: int, ranks_per_node: int = 1) -> tuple[int, ...]:

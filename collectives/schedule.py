@@ -83,13 +83,15 @@ class Traffic:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """What happens one after another on the critical path, a buffer being n bytes:
-    `alpha` messages, `beta` buffers sent and `gamma` buffers added up.
+    """What happens one after another on the critical path, a buffer being n bytes: `alpha` messages
+    that are waited for, `overhead` further ones that only keep a port busy before one of these
+    begins, `beta` buffers sent and `gamma` buffers added up.
     """
 
     alpha: float
     beta: float
     gamma: float
+    overhead: float = 0
 
 
 @dataclass(frozen=True, kw_only=True)

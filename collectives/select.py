@@ -98,8 +98,8 @@ def choose(
 ) -> Choice:
     """The fastest way to sum `num_bytes` here over one of `transports`. Every rank must call it.
 
-    MPI's own all-reduce is among them for integers only: for floating-point numbers it does not
-    promise the same bits everywhere.
+    `vendor` among them stands for MPI's own all-reduce. It is taken for integers only: for
+    floating-point numbers it does not promise the same bits everywhere.
     """
     if comm.size == 1:
         return Choice(name="ring", transport="mpi", reason="none: there is one rank")
@@ -118,7 +118,7 @@ def _measured(place: Place, num_bytes: int, dtype: str, transports: Sequence[str
     for row in same or rows:
         ours = row["transport"] in transports
         exact = row["algorithm"] == "mpi" and dtype.startswith(("int", "uint"))
-        if ours or exact:
+        if ours and (row["transport"] != "vendor" or exact):
             points = times.setdefault((row["algorithm"], row["transport"]), {})
             points[row["bytes"]] = row["seconds_median"]
     seconds = {
@@ -136,6 +136,8 @@ def _modelled(place: Place, num_bytes: int, transports: Sequence[str]) -> Choice
     one_node = place.one_node
     seconds = {}
     for transport in transports:
+        if transport == "vendor":
+            continue  # opaque
         inside = MODEL[transport]
         between = inside if one_node else MODEL["network"]
         for name, algorithm in ALGORITHMS.items():

@@ -1,9 +1,10 @@
 """How near all-reduces over emulated hosts come to what their schedules should cost.
 
 Every row of the benchmark is held against two predictions. The plain one is made without the row:
-alpha is half the round trip of a short message while all other pairs of hosts do the same, beta is
-what the lines were set to, and additions are free. The fitted one has the alpha, beta and gamma
-that explain the rows of this MPI best; what is off by then is the model and not the guess.
+alpha is half the round trip of a short message while all other pairs of hosts do the same, the
+overhead is what of it is not the latency of the lines, beta is what the lines were set to, and
+additions are free. The fitted one has the alpha, overhead, beta and gamma that explain the rows of
+this MPI best; what is off by then is the model and not the guess.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import json
 import subprocess
 import tempfile
 from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from collectives import fit
+from collectives.cost_table import shown_bytes
 from collectives.price import Link
 from emulated_hosts import Hosts, bytes_per_second
 from emulated_mpi import ENVIRONMENTS, HostsError
@@ -24,13 +28,14 @@ from helpers import ROOT
 
 SIZES = ("4K", "64K", "1M")
 SECONDS_TO_FINISH = 600
+MODELS = ("fitted", "plain")
 
 
 def report(hosts: Hosts, options: argparse.Namespace) -> int:
     """Print a table for each MPI; with --json its rows as well."""
     found = {}
     for mpi in [options.mpi] if options.mpi else ENVIRONMENTS:
-        found[mpi] = _measure(hosts, mpi, bytes_per_second(options.rate))
+        found[mpi] = _measure(hosts, mpi, bytes_per_second(options.rate), options.latency)
         _table(mpi, found[mpi])
     if options.json:
         options.json.write_text(json.dumps(found, allow_nan=False, indent=2) + "\n")
@@ -48,10 +53,11 @@ def _output(hosts: Hosts, mpi: str, *program: str | Path, **options: Any) -> str
     return done.stdout
 
 
-def _measure(hosts: Hosts, mpi: str, rate: float) -> dict[str, Any]:
+def _measure(hosts: Hosts, mpi: str, rate: float, latency: float) -> dict[str, Any]:
     pairs = {"num_hosts": hosts.num_hosts // 2 * 2}
     short = json.loads(_output(hosts, mpi, ROOT / "tests/ranks_link.py", "4", **pairs))
-    plain = Link(alpha=short["one_way_seconds"], beta=1 / rate, gamma=0)
+    alpha = short["one_way_seconds"]
+    plain = Link(alpha=alpha, overhead=max(0, alpha - latency), beta=1 / rate, gamma=0)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.json")
         bench = ["-m", "collectives.bench", "--transport", "mpi", "--bytes", *SIZES]
@@ -73,21 +79,30 @@ def _measure(hosts: Hosts, mpi: str, rate: float) -> dict[str, Any]:
 def _table(mpi: str, found: dict[str, Any]) -> None:
     print(f"\n# {mpi}, times in microseconds")
     for name, link in {"plain": found["plain"], **found["fitted"]}.items():
+        title = "plain" if name == "plain" else f"fitted to the rows of {name}"
         print(
-            f"# {name:<6} alpha {link['alpha'] * 1e6:.0f} us, "
+            f"# {title}: alpha {link['alpha'] * 1e6:.0f} us, "
+            f"overhead {link['overhead'] * 1e6:.0f} us, "
             f"beta {link['beta'] * 1e9:.1f} ns, gamma {link['gamma'] * 1e9:.1f} ns"
         )
+    print(f"{'size':<6}{'algorithm':<20}{'measured':>10}{'native':>8}", end="")
+    print("".join(f"{model:>10}{'ratio':>7}" for model in MODELS))
+    ordered = sorted(found["rows"], key=itemgetter("bytes", "transport", "algorithm"))
+    for size, rows in groupby(ordered, key=itemgetter("bytes")):
+        errors: dict[str, float] = dict.fromkeys(MODELS, 0)
+        for row in rows:
+            measured = row["seconds_median"]
+            line = f"{shown_bytes(size):<6}{row['algorithm']:<20}{measured * 1e6:>10.0f}"
+            line += f"{row['ratio_to_native']:>8.2f}"
+            for model in MODELS:
+                if f"{model}_seconds" in row:
+                    ratio = row[f"{model}_seconds"] / measured
+                    line += f"{row[f'{model}_seconds'] * 1e6:>10.0f}{ratio:>7.2f}"
+                    errors[model] = max(errors[model], abs(ratio - 1))
+            print(line)
+        largest = "".join(f"{f'{errors[model]:.0%}':>17}" for model in MODELS)
+        print(f"{shown_bytes(size):<6}{'largest error':<38}{largest}\n")
     print(
-        f"# {'bytes':>8}  {'algorithm':<20}{'measured':>10}{'plain':>10}{'ratio':>7}"
-        f"{'fitted':>10}{'ratio':>7}{'native':>8}"
+        "# native: MPI's own all-reduce / measured (row mpi); ratio: predicted / measured",
+        flush=True,
     )
-    for row in found["rows"]:
-        measured = row["seconds_median"]
-        line = f"  {row['bytes']:>8}  {row['algorithm']:<20}{measured * 1e6:>10.0f}"
-        for model in ("plain", "fitted"):
-            predicted = row.get(f"{model}_seconds")
-            line += " " * 17 if predicted is None else (
-                f"{predicted * 1e6:>10.0f}{predicted / measured:>7.2f}"
-            )  # fmt: skip
-        print(f"{line}{row['ratio_to_native']:>8.2f}")
-    print("# ratio: predicted / measured; native: MPI's own all-reduce / measured", flush=True)

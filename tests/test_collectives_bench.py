@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import collectives
-from collectives.bench import Route, routes
+from collectives.measure import Route, routes
 from helpers import Launch
 
 pytestmark = pytest.mark.mpi
@@ -87,7 +87,7 @@ def test_json_without_a_file_is_alone_on_standard_output(mpirun: Launch, tmp_pat
         (["--allreduce", "butterfly:x"], "got 'butterfly:x'"),
         (["--allreduce", "butterfly:4,2"], "butterfly:4,2 needs at least 8 ranks, got 2"),
         (["--transport", "tcp"], "invalid choice: 'tcp'"),
-        (["--repeats", "0"], "repeats must be at least 1, got 0"),
+        (["--repeats", "0"], "must be an integer of at least 1, got '0'"),
     ],
 )
 def test_wrong_arguments_are_reported_once(

@@ -87,7 +87,9 @@ def test_every_row_is_a_prediction_and_says_where_it_comes_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     report = report_of(capsys, "--world-sizes", "4", "65536", "--bytes", "4K", "1M")
-    assert report["link"] == {"alpha": 20e-6, "beta": 1 / 1.25e9, "gamma": 1 / 4e9}
+    assert report["link"] == {
+        "alpha": 20e-6, "beta": 1 / 1.25e9, "gamma": 1 / 4e9, "overhead": 20e-6,
+    }  # fmt: skip
     names = list(ALGORITHMS)
     assert len(report["rows"]) == 2 * 2 * len(names)
     for row in report["rows"]:
@@ -106,9 +108,19 @@ def test_people_read_the_costs_and_a_table_for_each_world(
 ) -> None:
     assert cost.main([*SMALL, "--allreduce", "ring"]) == 0
     said = capsys.readouterr().out
-    assert "a plain 10 Gb/s network: alpha 20 us a message, beta 0.8 ns a byte sent" in said
+    assert "a plain 10 Gb/s network: alpha 20 us a message, overhead 20 us" in said
     assert said.count("predicted time") == 2
     assert ["ring", "126", "us", "1.57", "ms"] in [line.split() for line in said.splitlines()]
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_the_overhead_is_alpha_until_it_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    here = ["--world-sizes", "4", "--bytes", "4K", "--allreduce", "alltoall", "--alpha", "1e-4"]
+    hockney = report_of(capsys, *here)
+    assert hockney["link"]["overhead"] == hockney["link"]["alpha"] == 1e-4
+    logp = report_of(capsys, *here, "--overhead", "1e-6")
+    saved = hockney["rows"][0]["seconds"] - logp["rows"][0]["seconds"]
+    assert saved == pytest.approx(2 * (1e-4 - 1e-6))
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -207,6 +219,7 @@ WRONG = {
     "--allreduce ring:3": "ring takes no arguments",
     "--allreduce butterfly:4,2 --world-sizes 4": "butterfly:4,2 needs at least 8 ranks, got 4",
     "--alpha=-1": "argument --alpha: must be 0 or more seconds, such as 2e-5, got '-1'",
+    "--overhead 1": "overhead must be at most alpha, 2e-05 seconds, got 1.0",
     "--beta inf": "argument --beta: must be 0 or more seconds, such as 2e-5, got 'inf'",
     "--ranks-per-node 0": "argument --ranks-per-node: must be an integer of at least 1, got '0'",
     "--fit none.json": "fit must be a file to read, got none.json: No such file",
@@ -214,7 +227,7 @@ WRONG = {
     "--fit empty.json": "fit must be JSON of collectives.bench, got empty.json: no rows",
     "--fit odd.json": "got odd.json: row 1 is none of collectives.bench: KeyError('transport')",
     "--fit few.json": "alpha, beta and gamma need 3 or more rows",
-    "--fit few.json --alpha 1": "--fit finds alpha, beta and gamma: leave out it or --alpha",
+    "--fit few.json --alpha 1": "--fit finds the costs of a link: leave out it or --alpha",
     "--json nowhere/cost.json": "argument --json: must be a writable file, got 'nowhere/cost.json'",
     "--out bad.json": "out must be a folder, got bad.json: File exists",
 }  # fmt: skip

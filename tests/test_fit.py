@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from collectives.fit import compare, fit
 from collectives.price import Link, predict
 
 MB = 1024**2
+PARAMETERS = [one.name for one in fields(Link)]
 
 
 def measured(
@@ -31,11 +33,13 @@ TRUE_LINKS = [
     Link(alpha=5e-4, beta=4e-8, gamma=0),
     Link(alpha=0, beta=4e-8, gamma=3e-9),
     Link(alpha=1e-3, beta=0, gamma=1e-9),
+    Link(alpha=5e-4, overhead=4e-5, beta=4e-8, gamma=1e-9),
+    Link(alpha=5e-6, overhead=0, beta=2e-10, gamma=1e-10),
 ]
 
 
 def near(found: Link, true: Link, rel: float) -> bool:
-    pairs = [(getattr(found, n), getattr(true, n)) for n in ("alpha", "beta", "gamma")]
+    pairs = [(getattr(found, n), getattr(true, n)) for n in PARAMETERS]
     return all(one == pytest.approx(other, rel=rel, abs=1e-18) for one, other in pairs)
 
 
@@ -78,6 +82,14 @@ def test_every_transport_has_a_link_of_its_own_and_vendors_have_none() -> None:
 def test_rows_that_cannot_tell_beta_from_gamma_are_explained_all_the_same() -> None:
     rows = measured(TRUE_LINKS[0], names=["ring"])
     assert max(abs(row["relative_error"]) for row in compare(rows, fit(rows))) < 1e-9
+
+
+def test_rows_that_cannot_tell_the_overhead_leave_it_at_alpha() -> None:
+    """One message a round and port: the overhead of further ones is never seen."""
+    true = Link(alpha=5e-4, overhead=4e-5, beta=4e-8, gamma=1e-9)
+    found = fit(measured(true, names=["ring", "halving-doubling", "recursive-doubling"]))["mpi"]
+    assert near(found, Link(alpha=5e-4, beta=4e-8, gamma=1e-9), 1e-9)
+    assert found.overhead == found.alpha
 
 
 def test_fit_says_what_is_missing() -> None:

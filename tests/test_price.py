@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +35,9 @@ LINKS = [
     BANDWIDTH,
     Link(alpha=1, beta=1, gamma=3),
     Link(alpha=0, beta=1, gamma=1),
+    Link(alpha=20e-6, overhead=1e-6, beta=1 / 1.25e9, gamma=1 / 4e9),
+    Link(alpha=1, overhead=0, beta=1, gamma=3),
+    Link(alpha=1, overhead=0, beta=0, gamma=0),
 ]
 MB = 1024**2
 
@@ -44,6 +49,8 @@ def test_closed_form_is_the_walked_path_at_powers_of_two(name: str, world_size: 
     assert algorithm.price
     walked = critical_path(algorithm, world_size, MB, ETHERNET)
     assert walked == Path(outside=algorithm.price(world_size))
+    quick = replace(ETHERNET, overhead=1e-6)
+    assert critical_path(algorithm, world_size, MB, quick) == walked
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,36 +102,61 @@ def test_doubling_beta_doubles_the_time_when_nothing_else_costs(name: str, world
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(NAMES), st.integers(1, 12), st.integers(0, 1 << 22),
-    st.tuples(*[st.sampled_from([0.0, 1e-9, 1e-6])] * 3),
+    st.tuples(*[st.sampled_from([0.0, 1e-9, 1e-6])] * 3), st.sampled_from([0, 0.25, 1]),
 )  # fmt: skip
 def test_the_counts_on_the_path_give_the_time_and_nobody_is_faster_than_the_busiest(
-    name: str, world_size: int, num_bytes: int, costs: tuple[float, float, float]
+    name: str, world_size: int, num_bytes: int, costs: tuple[float, float, float], share: float
 ) -> None:
-    link = Link(alpha=costs[0], beta=costs[1], gamma=costs[2])
+    alpha, beta, gamma = costs
+    link = Link(alpha=alpha, beta=beta, gamma=gamma, overhead=alpha * share)
     algorithm = adapted(find(name), world_size, num_bytes)
     path = critical_path(algorithm, world_size, num_bytes, link)
     seconds = walk(find(name), world_size, num_bytes, link)
     out = path.outside
     parts = (
         out.alpha * link.alpha,
+        out.overhead * link.overhead,
         out.beta * num_bytes * link.beta,
         out.gamma * num_bytes * link.gamma,
     )
     assert seconds == pytest.approx(sum(parts), rel=1e-12)
     busiest = algorithm.traffic(world_size)
     if not busiest.bound:
-        alone = busiest.messages * link.alpha + busiest.sent * num_bytes * link.beta
+        alone = busiest.messages * link.overhead + busiest.sent * num_bytes * link.beta
         assert seconds >= alone * (1 - 1e-12)
+
+
+def test_messages_of_a_round_are_on_their_way_together() -> None:
+    link = Link(alpha=1, overhead=1 / 8, beta=1 / 1024, gamma=1 / 2048)
+    assert walk(ALGORITHMS["alltoall"], 4, 64, link) == 1 + 2 / 8 + 3 * (64 / 1024 + 64 / 2048)
+    assert walk(find("butterfly:4"), 4, 64, link) == 2 * (1 + 2 / 8 + 48 / 1024) + 48 / 2048
+    assert walk(ALGORITHMS["ring"], 4, 64, link) == 6 * (1 + 16 / 1024) + 48 / 2048
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("world_size", [1, 2, 4, 6, 8])
+def test_without_a_given_overhead_messages_go_one_after_another(name: str, world_size: int) -> None:
+    link = Link(alpha=1, beta=0, gamma=0)
+    assert link == replace(link, overhead=1)
+    path = critical_path(find(name), world_size, 1, link)
+    assert path.seconds(1, link) == path.outside.alpha + path.outside.overhead
+    at_once = walk(find(name), world_size, 1, replace(link, overhead=0))
+    assert at_once <= path.seconds(1, link)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("world_size", [2, 5, 8])
-def test_every_rank_sends_and_receives_one_message_at_a_time(name: str, world_size: int) -> None:
+@pytest.mark.parametrize("overhead", [1 / 8, 1])
+def test_every_rank_begins_one_message_at_a_time(
+    name: str, world_size: int, overhead: float
+) -> None:
     messages: list[Message] = []
-    critical_path(find(name), world_size, 1, LATENCY, observe=messages.append)
+    link = replace(LATENCY, overhead=overhead)
+    critical_path(find(name), world_size, 1, link, observe=messages.append)
     for end in ("source", "dest"):
-        busy = [(getattr(message, end), message.begins) for message in messages]
-        assert len(busy) == len(set(busy))
+        for rank in range(world_size):
+            begun = sorted(one.begins for one in messages if getattr(one, end) == rank)
+            assert all(b - a >= overhead for a, b in pairwise(begun))
 
 
 def test_messages_inside_a_node_take_what_they_take_there() -> None:
@@ -134,6 +166,16 @@ def test_messages_inside_a_node_take_what_they_take_there() -> None:
     found = walk(ALGORITHMS["hierarchical"], 4, 1024, link, nodes=nodes_of(4, 2), inside=near)
     inside = 2 * (1 / 8 + 512 / 1024)
     assert found == inside + 2 * (1 + 256 / 16) + 768 / 64
+
+
+def test_further_messages_inside_a_node_cost_the_overhead_there() -> None:
+    """All in one round: to the other rank of the node, and to both of the other node."""
+    near = Link(alpha=1 / 2, overhead=1 / 16, beta=0, gamma=0)
+    link = Link(alpha=1, overhead=1 / 4, beta=0, gamma=0)
+    found = walk(ALGORITHMS["alltoall"], 4, 1024, link, nodes=nodes_of(4, 2), inside=near)
+    assert found == 1 / 16 + 1 / 4 + 1
+    alone = walk(ALGORITHMS["alltoall"], 4, 1024, link, nodes=(0,) * 4, inside=near)
+    assert alone == 1 / 2 + 2 / 16
 
 
 def test_a_schedule_that_waits_for_ever_is_refused() -> None:
@@ -166,6 +208,10 @@ def test_a_large_world_is_priced_in_closed_form_or_not_at_all() -> None:
 def test_a_place_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="alpha must be 0 or more seconds, got -1"):
         Link(alpha=-1, beta=0, gamma=0)
+    with pytest.raises(ValueError, match="overhead must be 0 or more seconds, got -1"):
+        Link(alpha=1, beta=0, gamma=0, overhead=-1)
+    with pytest.raises(ValueError, match="overhead must be at most alpha, 1 seconds, got 2"):
+        Link(alpha=1, beta=0, gamma=0, overhead=2)
     with pytest.raises(ValueError, match="world_size must be at least 1, got 0"):
         predict(ALGORITHMS["ring"], 0, 1, ETHERNET)
     with pytest.raises(ValueError, match="nodes must name one node for each of 4 ranks, got 3"):

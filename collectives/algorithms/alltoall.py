@@ -11,7 +11,7 @@ Four ranks, one part:
       1   | x_r to the others | ((x_0 + x_1) + x_2) + x_3
 
 Cost: 1 round, (p - 1) messages and (p - 1) n bytes sent by every rank, as much scratch:
-(p - 1) (alpha + n beta + n gamma), and the incast of p - 1 senders on top.
+alpha + (p - 2) overhead + (p - 1) (n beta + n gamma), and the incast of p - 1 senders on top.
 
 Reference: Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in
 MPICH" (2005), which compares all-reduces in these terms.
@@ -36,5 +36,5 @@ ALGORITHM = Algorithm(
     num_parts=lambda p: 1,
     traffic=lambda p: Traffic(rounds=min(1, p - 1), messages=p - 1, sent=p - 1, scratch=p - 1),
     all_reduce=all_reduce,
-    price=lambda p: Price(alpha=p - 1, beta=p - 1, gamma=p - 1),
+    price=lambda p: Price(alpha=min(1, p - 1), overhead=max(0, p - 2), beta=p - 1, gamma=p - 1),
 )

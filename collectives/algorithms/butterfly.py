@@ -19,8 +19,8 @@ Eight ranks, `butterfly:4,2`, eight parts:
       2   | 0 4   1 5   2 6   3 7       | part 3
 
 Cost: sum of 2 (d - 1) messages, every rank sends 2 (p - 1) / p n bytes:
-sum of 2 (d - 1) alpha + 2 (p - 1) / p n beta + (p - 1) / p n gamma. If the product c of given
-degrees is below p, the other ranks are folded onto the first c.
+sum of 2 (alpha + (d - 2) overhead) + 2 (p - 1) / p n beta + (p - 1) / p n gamma. If the product c
+of given degrees is below p, the other ranks are folded onto the first c.
 
 Reference: Zhao and Canny, "Butterfly mixing: accelerating incremental-update algorithms on
 clusters" (2013); nested butterflies of mixed degrees are in their later work on sparse all-reduce.
@@ -137,7 +137,8 @@ def butterfly(name: str, degrees_of: DegreesOf) -> Algorithm:
         degrees, core = degrees_of(world_size), core_of(world_size)
         extras = folds(world_size, core)
         return Price(
-            alpha=sum(2 * (degree - 1) for degree in degrees) + 2 * extras,
+            alpha=2 * len(degrees) + 2 * (extras > 0),
+            overhead=sum(2 * (degree - 2) for degree in degrees) + 2 * max(0, extras - 1),
             beta=2 * (core - 1) / core + 2 * extras,
             gamma=(core - 1) / core + extras,
         )

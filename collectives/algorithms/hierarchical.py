@@ -149,7 +149,8 @@ def hierarchy(name: str, inner: Algorithm, outer: Algorithm, nodes_of: NodesOf) 
         inside, between, extras = inner.price(core), outer.price(num_nodes), folds(largest, core)
         share = largest_share(core)
         return Price(
-            alpha=inside.alpha + between.alpha + 2 * extras,
+            alpha=inside.alpha + between.alpha + 2 * (extras > 0),
+            overhead=inside.overhead + between.overhead + 2 * max(0, extras - 1),
             beta=inside.beta + between.beta * share + 2 * extras,
             gamma=inside.gamma + between.gamma * share + extras,
         )

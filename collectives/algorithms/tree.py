@@ -121,12 +121,16 @@ def with_segments(name: str, num_segments: int) -> Algorithm:
 
     def price(world_size: int) -> Price:
         """What rank 0 does, one round after the other; nobody has more to do."""
-        alpha, gamma = 0, 0
+        alpha, messages, gamma = 0, 0, 0
         for exchanges in all_reduce(0, world_size):
             received = sum(e.recv_from is not None for e in exchanges)
-            alpha += max(received, len(exchanges) - received)
+            alpha += 1
+            messages += max(received, len(exchanges) - received)
             gamma += received
-        return Price(alpha=alpha, beta=alpha / num_segments, gamma=gamma / num_segments)
+        return Price(
+            alpha=alpha, overhead=messages - alpha,
+            beta=messages / num_segments, gamma=gamma / num_segments,
+        )  # fmt: skip
 
     return Algorithm(
         name=name,

@@ -145,12 +145,12 @@ class Clocks:
         """Let `event` happen when so much more is done after `clock`."""
         _, a, b, c, d, e, f, g = clock
         a, b, c, g = a + messages, b + parts, c + flights, g + added
+        d, e, f = d + near, e + near_parts, f + near_flights
         costs = self.costs
         seconds = (
             a * costs.message + b * costs.part + c * costs.flight + d * costs.near_message
             + e * costs.near_part + f * costs.near_flight + g * costs.addition
         )  # fmt: skip
-        d, e, f = d + near, e + near_parts, f + near_flights
         self.num_events += 1
         heapq.heappush(self.events, ((seconds, a, b, c, d, e, f, g), self.num_events, event))
 

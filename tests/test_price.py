@@ -163,17 +163,24 @@ def test_messages_inside_a_node_take_what_they_take_there() -> None:
     """Two nodes of two: one message inside, two between, one inside; half a buffer each."""
     near = Link(alpha=1 / 8, beta=1 / 1024, gamma=99)
     link = Link(alpha=1, beta=1 / 16, gamma=1 / 64)
-    found = walk(ALGORITHMS["hierarchical"], 4, 1024, link, nodes=nodes_of(4, 2), inside=near)
-    inside = 2 * (1 / 8 + 512 / 1024)
-    assert found == inside + 2 * (1 + 256 / 16) + 768 / 64
+    algorithm = adapted(ALGORITHMS["hierarchical"], 4, 1024, nodes := nodes_of(4, 2))
+    seen: list[Message] = []
+    path = critical_path(algorithm, 4, 1024, link, nodes=nodes, inside=near, observe=seen.append)
+    inside, outside, added = 1 / 8 + 512 / 1024, 1 + 256 / 16, 512 / 64
+    begins = [0, inside + added, inside + outside + added * 1.5, inside + 2 * outside + added * 1.5]
+    assert sorted({message.begins for message in seen}) == begins
+    assert path.seconds(1024, link, near) == begins[-1] + inside
 
 
 def test_further_messages_inside_a_node_cost_the_overhead_there() -> None:
     """All in one round: to the other rank of the node, and to both of the other node."""
     near = Link(alpha=1 / 2, overhead=1 / 16, beta=0, gamma=0)
     link = Link(alpha=1, overhead=1 / 4, beta=0, gamma=0)
-    found = walk(ALGORITHMS["alltoall"], 4, 1024, link, nodes=nodes_of(4, 2), inside=near)
-    assert found == 1 / 16 + 1 / 4 + 1
+    seen: list[Message] = []
+    alltoall, nodes = ALGORITHMS["alltoall"], nodes_of(4, 2)
+    path = critical_path(alltoall, 4, 1024, link, nodes=nodes, inside=near, observe=seen.append)
+    assert sorted({message.begins for message in seen}) == [0, 1 / 16, 1 / 4, 1 / 16 + 1 / 4]
+    assert path.seconds(1024, link, near) == 1 / 16 + 1 / 4 + 1
     alone = walk(ALGORITHMS["alltoall"], 4, 1024, link, nodes=(0,) * 4, inside=near)
     assert alone == 1 / 2 + 2 / 16
 

@@ -17,7 +17,7 @@ If nodes have different numbers of ranks, the smallest counts: on the others, th
 are folded onto the first ones of their node.
 
 Cost with nodes of m ranks and k nodes: the inner halves for m ranks plus the outer all-reduce for k
-ranks and n / m bytes. `hierarchical` takes round-robin inside and halving-doubling between; any
+ranks and n / m bytes. `hierarchical` takes butterfly inside and halving-doubling between; any
 algorithm with halves can be the inner, any but this one the outer. Where the nodes are not known,
 four ranks in a row are taken for one.
 
@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from collectives.algorithms import halving_doubling, round_robin
+from collectives.algorithms import butterfly, halving_doubling
 from collectives.schedule import (
     Algorithm,
     Exchange,
@@ -200,6 +200,6 @@ def configure(arguments: str) -> Algorithm:
 
 
 ALGORITHM = replace(
-    hierarchy("hierarchical", round_robin.ALGORITHM, halving_doubling.ALGORITHM, _in_a_row),
+    hierarchy("hierarchical", butterfly.ALGORITHM, halving_doubling.ALGORITHM, _in_a_row),
     configure=configure,
 )

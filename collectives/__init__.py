@@ -12,6 +12,7 @@
     price         what a schedule costs          cost   python -m collectives.cost
     exposure      what a message reveals         draw   python -m collectives.draw
     guard         agreement between ranks, waiting without spinning
+    calls         for debugging: are all ranks about to do the same?
     ddp_hook      the same inside PyTorch's DistributedDataParallel
     bench         python -m collectives.bench    measure  its measurements
 

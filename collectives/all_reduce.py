@@ -17,8 +17,10 @@ class AllReduce(ABC):
     """A sum over ranks, bound to its buffer. Usable in a `with` statement.
 
     `run` does it at once. `start`, then `test` or `wait`, leaves time for something else; until it
-    is complete the buffer belongs to the all-reduce. Every rank must make the same calls of `run`
-    and `start` in the same order. A call at the wrong time raises RuntimeError.
+    is complete the buffer belongs to the all-reduce, which goes on only inside `test` and `wait`.
+    Every rank must make the same calls of `run` and `start` in the same order; and before a rank
+    runs another one it must have waited for those that others wait for, or all ranks must start
+    them alike. A call at the wrong time raises RuntimeError.
 
     `choice` says why this one was taken, if it was chosen automatically.
     """
@@ -28,8 +30,8 @@ class AllReduce(ABC):
     buffer: NDArray[Any]
     scratch_bytes: int = 0
     choice: str | None = None
-    before_each_call: Callable[[], None] | None = None
-    """For debugging: checks that all ranks are about to do the same."""
+    before_each_call: Callable[[str], None] | None = None
+    """For debugging: checks that all ranks are about to do the same, `run` or `start`."""
     _running = False
     _closed = False
 
@@ -38,7 +40,7 @@ class AllReduce(ABC):
         if self._closed or self._running:
             self._refuse("run")
         if self.before_each_call is not None:
-            self.before_each_call()
+            self.before_each_call("run")
         self._run()
 
     def start(self) -> None:
@@ -46,7 +48,7 @@ class AllReduce(ABC):
         if self._closed or self._running:
             self._refuse("start")
         if self.before_each_call is not None:
-            self.before_each_call()
+            self.before_each_call("start")
         self._running = True
         self._start()
 

@@ -9,7 +9,8 @@ import numpy as np
 
 import collectives
 from collectives import select
-from collectives.guard import agree, same_calls
+from collectives.calls import same_calls
+from collectives.guard import agree
 from collectives.plan import Plan
 from collectives.schedule import Algorithm, Setting
 from collectives.transports.mpi import MpiTransport
@@ -36,6 +37,8 @@ def assemble(
     """What `collectives.make_plan` promises."""
 
     def facts() -> dict[str, Any]:
+        if not isinstance(name, str):
+            raise ValueError(f"allreduce must be a name, got {name!r}")
         collectives.check_name(name, transport)
         kind = _checked_dtype(dtype)
         _check_length(length)
@@ -65,7 +68,7 @@ def assemble(
     if name in VENDORS:
         made: AllReduce = VENDORS[name](comm, np.zeros(length, kind) if buffer is None else buffer)
     else:
-        setting = Setting(world_size=comm.size, num_bytes=num_bytes, nodes=place.nodes)
+        setting = Setting(num_bytes=num_bytes, nodes=place.nodes)
         algorithm = _adapted(comm, name, setting)
         mover: Transport = ShmTransport(comm) if usable[0] == "shm" else MpiTransport(comm)
         made = Plan(algorithm, mover, length, kind, buffer)
@@ -107,7 +110,7 @@ def _usable(
             f"{comm.size} ranks are on {len(set(place.nodes))} nodes and the all-reduce is {name}"
         )
     elif len(set(place.nodes)) < comm.size or transport == "shm":
-        reason = _lacking_memory(comm, num_bytes)
+        reason = _lacking_memory(comm, place, num_bytes)
     if transport == "shm":
         if reason is not None:
             raise ValueError(reason)
@@ -116,17 +119,18 @@ def _usable(
     return ["shm", "mpi", *vendor] if shares else ["mpi", *vendor]
 
 
-def _lacking_memory(comm: MPI.Intracomm, num_bytes: int) -> str | None:
+def _lacking_memory(comm: MPI.Intracomm, place: select.Place, num_bytes: int) -> str | None:
     """None, or why the shared memory of some node has no room for the buffers of its ranks."""
-    needed, free = comm.size * num_bytes, None
+    free = None
     if os.path.isdir(SHARED_MEMORY):  # noqa: PTH112 - no reason to make a Path of a constant
         status = os.statvfs(SHARED_MEMORY)
         free = status.f_bavail * status.f_frsize
     for rank, there in enumerate(comm.allgather(free)):
-        if there is not None and there < needed:
+        local = place.nodes.count(place.nodes[rank])
+        if there is not None and there < local * num_bytes:
             return (
-                f"transport shm needs {needed} bytes in {SHARED_MEMORY} for the buffers of "
-                f"{comm.size} ranks, but rank {rank} finds {there} bytes free"
+                f"transport shm needs {local * num_bytes} bytes in {SHARED_MEMORY} for the buffers "
+                f"of {local} ranks, but rank {rank} finds {there} bytes free"
             )
     return None
 
@@ -154,8 +158,10 @@ def _check_buffer(buffer: Any, length: int, kind: np.dtype[Any], transport: str)
             f"buffer must have shape ({length},) and dtype {kind}, got {buffer.shape} and "
             f"{buffer.dtype}"
         )
-    if not buffer.flags.c_contiguous or not buffer.flags.aligned:
+    if not buffer.flags.c_contiguous:
         raise ValueError(f"buffer must be contiguous, got strides of {buffer.strides[0]} bytes")
+    if not buffer.flags.aligned:
+        raise ValueError("buffer must be aligned, got an array at an odd address")
     if not buffer.flags.writeable:
         raise ValueError("buffer must be writable, got a read-only array")
     if transport == "shm":

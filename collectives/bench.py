@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import io
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,6 +149,10 @@ def _run(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
         rows += found
         for row in found:
             say(_line(row))
+        limits = [row["memory_limit_seconds"] for row in found if row["memory_limit_seconds"]]
+        if limits:
+            limit = statistics.median(limits)
+            say(f"# limit of the memory: {limit * 1e6:.1f} us, algbw {size / limit / 1e9:.3f} GB/s")
         say(f"# {number + 1} of {len(options.bytes)} sizes")
     if comm.rank == 0:
         say(f"# {select.record(place, rows)}")

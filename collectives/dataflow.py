@@ -17,8 +17,8 @@ ranks know the whole schedule, so they know whom to wait for. Every rank publish
     2 k + 2      read what it needs in its round k
     2 k + 3      and written what it has to write in round k, in its buffer or another
 
-If a round adds to parts that others read in the same round, as when two ranks swap their sums, the
-result is put aside first (*staged*) and written when all have read. At the end a rank waits until
+If a round adds to parts that it also sends, as when two ranks swap their sums, the result is put
+aside first (*staged*) and written when all have read. At the end a rank waits until
 nobody uses its buffer any more, so that the caller may. There are no barriers.
 
 A direct exchange of two halves thus waits twice, not four times: everyone waits for all to begin,
@@ -143,6 +143,7 @@ def program(rounds: Mapping[int, list[Round]], rank: int) -> Program:
         before_writing: Waits = []
         for m in pulled:
             before += after(m.source, m.parts, m.sent, writes=False)
+            before += after(rank, m.parts, number, writes=False)  # its own value is added, too
             before_writing += after(rank, m.parts, number, writes=True)
         for m in pushed:
             before += after(rank, m.parts, number, writes=False)
@@ -150,7 +151,7 @@ def program(rounds: Mapping[int, list[Round]], rank: int) -> Program:
         for e in exchanges if remote else ():
             before += after(rank, e.send_parts, number, writes=False)
             before += after(rank, e.recv_parts, number, writes=True)
-        read_now = [m.parts for m in sent if m.combine is ADD]
+        read_now = [m.parts for m in sent]
         staged = any(_overlap(m.parts, parts) for m in pulled for parts in read_now)
         tasks.append(
             Task(

@@ -40,7 +40,7 @@ from torch.nn.parallel import DistributedDataParallel
 import collectives
 from collectives.all_reduce import AllReduce
 from collectives.guard import agree
-from collectives.vendor import torch_store
+from collectives.vendor import named_interface, torch_store
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -183,5 +183,6 @@ def init_process_group(comm: "MPI.Intracomm") -> None:
 
     For scripts that mpirun starts instead of torchrun. Every rank must call it.
     """
-    store, _ = torch_store(comm)
-    distributed.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
+    store, local = torch_store(comm)
+    with named_interface(local):
+        distributed.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)

@@ -33,7 +33,6 @@ E = TypeVar("E", bound=Exception)
 POLL_SECONDS = 0.002
 LISTEN_SECONDS = 1.0
 SECONDS_TO_SPEAK = 2.0
-SECONDS_TO_JOIN = 60.0
 FAILED_TAG = 32_000  # MPI guarantees tags up to 32,767
 
 
@@ -141,55 +140,6 @@ def agree(comm: MPI.Intracomm, facts: Callable[[], dict[str, Any]]) -> None:
                     f"{name} must be the same on all ranks, got {value!r} on rank 0 and "
                     f"{others[name]!r} on rank {rank}"
                 )
-
-
-class _Calls:
-    """The calls on the all-reduces of one communicator: where they are counted and compared."""
-
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm.Dup()
-        self._number = 0
-        self._labels: list[str] = []
-
-    def register(self, label: str) -> int:
-        self._labels.append(label)
-        return len(self._labels) - 1
-
-    def compare(self, plan: int) -> None:
-        self._number += 1
-        request = self._comm.Ibarrier()
-        deadline = time.monotonic() + SECONDS_TO_JOIN
-        while not request.Test():
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"rank {self._comm.rank} called {self._labels[plan]}, and some rank called "
-                    f"nothing for {SECONDS_TO_JOIN:g} s"
-                )
-            os.sched_yield()
-        plans = self._comm.allgather(plan)
-        for rank, other in enumerate(plans):
-            if other != plans[0]:
-                first, here = self._labels[plans[0]], self._labels[other]
-                raise RuntimeError(
-                    f"all-reduces must be called in the same order on all ranks: call "
-                    f"{self._number} is {first} on rank 0 and {here} on rank {rank}"
-                )
-
-
-_CALLS: dict[int, _Calls] = {}
-
-
-def same_calls(comm: MPI.Intracomm, label: str) -> Callable[[], None]:
-    """For debugging: what every rank must call before it runs the all-reduce called `label`.
-
-    Raises RuntimeError on all ranks if they are about to run different ones, TimeoutError if a rank
-    does not come within SECONDS_TO_JOIN.
-    """
-    if comm.handle not in _CALLS:
-        _CALLS[comm.handle] = _Calls(comm)
-    calls = _CALLS[comm.handle]
-    plan = calls.register(label)
-    return lambda: calls.compare(plan)
 
 
 def interrupted(comm: MPI.Intracomm, message: str, code: int) -> int:

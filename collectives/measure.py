@@ -109,6 +109,7 @@ def measure(
             "algbw_GBps": moved / seconds / 1e9,
             "busbw_GBps": moved / seconds / 1e9 * 2 * (comm.size - 1) / comm.size,
             "ratio_to_native": best / seconds,
+            "memory_limit_seconds": None,
             "memory_limit_fraction": None,
             "wrong": wrong,
         }
@@ -122,6 +123,7 @@ def measure(
             seconds_of_native += [first, min(first, second)]
             found = row(plan.name, plan.transport, ours, min(first, second), wrong)
             if alone:
+                found["memory_limit_seconds"] = alone[0]
                 found["memory_limit_fraction"] = alone[0] / ours
             rows.append(found)
     if not rows:

@@ -4,8 +4,8 @@
         all_reduce.buffer[:] = mine
         all_reduce.run()                      # now the sum over all ranks, the same on every rank
 
-The plan owns its buffer, so that values are written where they are summed. Parts without elements
-are never sent.
+The plan owns its buffer, so that values are written where they are summed, unless it is given one.
+Parts without elements are never sent.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Plan(AllReduce):
         self._current = 0
         if self._steps:
             self._steps[0].start()
+            self._test()  # what can be done at once; others may be waiting for it
 
     def _test(self) -> bool:
         while self._current < len(self._steps):

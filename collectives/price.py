@@ -145,9 +145,7 @@ def adapted(
         raise ValueError(
             f"nodes must name one node for each of {world_size} ranks, got {len(nodes)}"
         )
-    where = Setting(
-        world_size=world_size, num_bytes=math.ceil(num_bytes), nodes=nodes or nodes_of(world_size)
-    )
+    where = Setting(num_bytes=math.ceil(num_bytes), nodes=nodes or nodes_of(world_size))
     return algorithm.adapted(where)
 
 

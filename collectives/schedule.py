@@ -98,7 +98,6 @@ class Price:
 class Setting:
     """Where a schedule is going to run: `nodes` has the node of each rank."""
 
-    world_size: int
     num_bytes: int
     nodes: tuple[int, ...]
 

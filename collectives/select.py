@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from collectives.algorithms import ALGORITHMS, find
+from collectives.guard import on_root
 from collectives.price import Link, predict
 from collectives.transports.mpi import library_version, node_of
 
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 MODEL = {
-    "shm": Link(alpha=3e-6, beta=1e-10, gamma=1e-10),
-    "mpi": Link(alpha=6e-6, beta=4e-10, gamma=1e-10),
-    "network": Link(alpha=2e-5, beta=8e-10, gamma=1e-10),
+    "shm": Link(alpha=4e-6, overhead=5e-7, beta=5e-11, gamma=5e-11),
+    "mpi": Link(alpha=1e-5, overhead=5e-6, beta=2.5e-10, gamma=5e-11),
+    "network": Link(alpha=2e-5, overhead=5e-6, beta=8e-10, gamma=5e-11),
 }
 """Between ranks of a node, by memory and by messages; and between nodes, at 10 Gb/s."""
 
@@ -58,7 +59,7 @@ class Place:
     @property
     def table(self) -> Path:
         """Where the rows for this place are."""
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
         digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
         return Path(base) / "dpsgd" / f"all-reduce-{digest}.json"
 
@@ -80,7 +81,8 @@ def place_of(comm: MPI.Intracomm) -> Place:
 
 def record(place: Place, rows: Sequence[Row]) -> str:
     """Add rows of the benchmark to the table of this place; a sentence that says what happened."""
-    known = {_key(row): row for row in [*_load(place), *rows]}
+    right = [row for row in rows if not row["wrong"]]
+    known = {_key(row): row for row in [*_load(place), *right]}
     text = json.dumps({"place": asdict(place), "rows": list(known.values())}, indent=1)
     try:
         place.table.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,8 @@ def record(place: Place, rows: Sequence[Row]) -> str:
         Path(unfinished).replace(place.table)
     except OSError as error:
         return f"not kept for --allreduce auto: {place.table} cannot be written ({error.strerror})"
+    except RuntimeError:
+        return "not kept for --allreduce auto: there is no home folder; set XDG_CACHE_HOME"
     return f"kept for --allreduce auto in {place.table}"
 
 
@@ -102,13 +106,14 @@ def choose(
     floating-point numbers it does not promise the same bits everywhere.
     """
     if comm.size == 1:
-        return Choice(name="ring", transport="mpi", reason="none: there is one rank")
-    choice = None
-    if comm.rank == 0:
-        choice = _measured(place, num_bytes, dtype, transports) or _modelled(
+        return Choice(name="ring", transport=transports[0], reason="none: there is one rank")
+
+    def best() -> Choice:
+        return _measured(place, num_bytes, dtype, transports) or _modelled(
             place, num_bytes, transports
         )
-    return comm.bcast(choice)  # type: ignore[no-any-return]
+
+    return on_root(comm, ValueError, best)
 
 
 def _measured(place: Place, num_bytes: int, dtype: str, transports: Sequence[str]) -> Choice | None:
@@ -134,6 +139,7 @@ def _measured(place: Place, num_bytes: int, dtype: str, transports: Sequence[str
 def _modelled(place: Place, num_bytes: int, transports: Sequence[str]) -> Choice:
     world_size = len(place.hosts)
     one_node = place.one_node
+    shared = not one_node and len(set(place.nodes)) < world_size
     seconds = {}
     for transport in transports:
         if transport == "vendor":
@@ -146,9 +152,18 @@ def _modelled(place: Place, num_bytes: int, transports: Sequence[str]) -> Choice
             with contextlib.suppress(ValueError):  # too large a world for this one
                 seconds[name, transport] = predict(
                     algorithm, world_size, num_bytes, between, nodes=place.nodes,
-                    inside=None if one_node else inside,
+                    inside=inside if shared else None,
                 )  # fmt: skip
-    return _best(seconds, "by the cost model; python -m collectives.bench measures instead")
+    why = "by the cost model; python -m collectives.bench measures instead"
+    return (
+        _best(seconds, why)
+        if seconds
+        else Choice(
+            name="butterfly" if one_node else "hierarchical",
+            transport=transports[0],
+            reason="none: this world is too large for the cost model",
+        )
+    )
 
 
 def _best(seconds: dict[tuple[str, str], float], why: str) -> Choice:
@@ -180,12 +195,14 @@ def _load(place: Place) -> list[Row]:
     try:
         rows = json.loads(place.table.read_text(encoding="utf-8"))["rows"]
         return [row for row in rows if _is_sound(row)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: no home folder
         return []
 
 
 def _is_sound(row: Row) -> bool:
     """Whether a row can be used. Its algorithm may have been renamed since it was measured."""
+    if not all(isinstance(row[name], str) for name in ("algorithm", "transport", "dtype")):
+        return False
     if row["transport"] != "vendor":
         try:
             find(row["algorithm"])

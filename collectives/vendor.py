@@ -13,26 +13,13 @@ import os
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from collectives.all_reduce import AllReduce
 
 if TYPE_CHECKING:
     from mpi4py import MPI
     from numpy.typing import NDArray
-
-
-class Vendor(Protocol):
-    """A class of the table: what it is called, whether it is here, how it is made."""
-
-    name: str
-
-    @staticmethod
-    def missing() -> str | None:
-        """None, or what has to be installed."""
-
-    def __call__(self, comm: MPI.Intracomm, buffer: NDArray[Any]) -> AllReduce:
-        """An all-reduce of `buffer` in place."""
 
 
 class VendorMpi(AllReduce):
@@ -85,7 +72,7 @@ class VendorGloo(AllReduce):
 
         distributed: Any = torch.distributed  # its names are not all declared
         self._store, local = torch_store(comm)
-        with _loopback() if local else contextlib.nullcontext():
+        with named_interface(local):
             self._group: Any = distributed.ProcessGroupGloo(
                 self._store, comm.rank, comm.size, timedelta(minutes=30)
             )
@@ -106,7 +93,10 @@ class VendorGloo(AllReduce):
         self._work = self._group.allreduce([self._tensor])
 
     def _test(self) -> bool:
-        return bool(self._work.is_completed())
+        if not self._work.is_completed():
+            return False
+        self._work.wait()  # raises what went wrong
+        return True
 
     def _wait(self) -> None:
         self._work.wait()
@@ -136,16 +126,20 @@ def torch_store(comm: MPI.Intracomm) -> tuple[Any, bool]:
 
 
 @contextlib.contextmanager
-def _loopback() -> Iterator[None]:
+def named_interface(local: bool) -> Iterator[None]:
     """gloo looks up the name of this host, which often leads nowhere; one node needs no name."""
-    before = os.environ.get("GLOO_SOCKET_IFNAME")
-    os.environ["GLOO_SOCKET_IFNAME"] = before or "lo"
+    name = "GLOO_SOCKET_IFNAME"
+    before = os.environ.get(name)
+    if local and before is None:
+        os.environ[name] = "lo"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["GLOO_SOCKET_IFNAME"]
+        if local and before is None:
+            del os.environ[name]
 
 
-VENDORS: dict[str, Any] = {one.name: one for one in (VendorMpi, VendorGloo)}
-"""Classes with the interface of `Vendor`."""
+VENDORS: dict[str, type[VendorMpi] | type[VendorGloo]] = {
+    one.name: one for one in (VendorMpi, VendorGloo)
+}
+"""Made with (comm, buffer); `missing` says what has to be installed, if anything."""

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 import collectives
-from collectives import guard
+from collectives import calls
 from collectives.transports.mpi import world
 
 comm = world()
@@ -141,9 +141,33 @@ def called_out_of_order():
         plan.run()
 
 
+def started_and_run():
+    """The same plans in the same order, and yet they would wait for each other for ever."""
+    first, second = make("ring", debug=True), make("tree", 7, debug=True)
+    if last:
+        first.start()
+        second.run()
+    else:
+        first.run()
+
+
+def another_communicator():
+    """What is compared belongs to its communicator, whatever its handle is."""
+    for color in (comm.rank % 2, comm.rank // 2):
+        part = comm.Split(color)
+        with collectives.make_plan("ring", part, 5, "int32", debug=True) as plan:
+            plan.run()
+        part.Free()
+    raise RuntimeError("none: all is well")
+
+
+def not_a_name():
+    make(None if last else "ring")
+
+
 def not_called_at_all():
     plan = make(debug=True)
-    guard.SECONDS_TO_JOIN = 0.3
+    calls.SECONDS_TO_JOIN = 0.3
     if last:
         time.sleep(1.5)
         raise TimeoutError("none: this rank called nothing")
@@ -155,7 +179,7 @@ CASES = [
     too_many_degrees, strange_dtype, negative_length, transport_of_a_vendor, not_contiguous,
     read_only, other_shape, own_buffer_in_shared_memory, run_after_close, started_twice,
     closed_while_running, wait_without_start, late_by_messages, late_in_memory,
-    called_out_of_order, not_called_at_all,
+    called_out_of_order, started_and_run, another_communicator, not_a_name, not_called_at_all,
 ]  # fmt: skip
 
 

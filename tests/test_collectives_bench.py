@@ -133,12 +133,55 @@ def test_auto_takes_what_was_the_fastest_here(mpirun: Launch, tmp_path: Path) ->
     assert "cost model" in far[2]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"rows": 3}', '{"rows": [{"algorithm": "ring"}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"rows": 3}',
+        '{"rows": [{"algorithm": "ring"}]}',
+        '{"rows": [{"algorithm": "ring", "transport": "shm", "bytes": 4096, "seconds_median": 1}]}',
+        '{"rows": [{"algorithm": "ring", "transport": "shm", "bytes": "4K", "dtype": "int32", '
+        '"seconds_median": 1}]}',
+    ],
+)
 def test_a_damaged_table_is_as_good_as_none(mpirun: Launch, tmp_path: Path, content: str) -> None:
     bench(mpirun, 2, tmp_path, "--bytes", "4K", "--allreduce", "ring")
     (table,) = (tmp_path / "dpsgd").glob("all-reduce-*.json")
     table.write_text(content)
     assert "cost model" in chosen(mpirun, tmp_path)[2]
+
+
+def test_rows_of_a_wrong_sum_are_not_kept(tmp_path: Path, monkeypatch) -> None:
+    from collectives import select
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    place = select.Place(hosts=("a", "a"), nodes=(0, 0), library="x")
+    row = {"algorithm": "ring", "transport": "shm", "bytes": 4, "dtype": "int32",
+           "seconds_median": 1.0, "wrong": 0}  # fmt: skip
+    select.record(place, [row, row | {"algorithm": "tree", "wrong": 3}])
+    assert [one["algorithm"] for one in select._load(place)] == ["ring"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(select.Path, "expanduser", raise_runtime_error)
+    assert select._load(place) == []
+    assert "there is no home folder" in select.record(place, [row])
+
+
+def raise_runtime_error(path: Path) -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize(("num_hosts", "per_host"), [(4, 1), (4096, 1), (2, 2), (64, 8)])
+def test_the_model_chooses_for_any_number_of_hosts(num_hosts: int, per_host: int) -> None:
+    from collectives import select
+
+    ranks = num_hosts * per_host
+    nodes = tuple(rank // per_host for rank in range(ranks))
+    place = select.Place(hosts=tuple(map(str, nodes)), nodes=nodes, library="x")
+    ways = ["shm", "mpi"] if per_host > 1 else ["mpi"]
+    small, large = (select._modelled(place, size, ways) for size in (4, 2**24))
+    assert large.name in ("halving-doubling", "butterfly", "hierarchical", "ring")
+    assert small.name in collectives.ALGORITHMS
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(mpirun: Launch, tmp_path: Path) -> None:

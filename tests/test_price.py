@@ -79,9 +79,7 @@ def test_closed_form_of_a_butterfly_of_given_degrees_is_at_most_a_sixth_too_low(
 @pytest.mark.parametrize("nodes", [(0, 0, 0, 1, 1), (0, 1, 1, 2, 2, 2), (0,) * 5 + (1, 2)])
 def test_closed_form_of_nodes_of_different_sizes_is_not_too_low(nodes: tuple[int, ...]) -> None:
     world_size = len(nodes)
-    algorithm = ALGORITHMS["hierarchical"].adapted(
-        Setting(world_size=world_size, num_bytes=1000, nodes=nodes)
-    )
+    algorithm = ALGORITHMS["hierarchical"].adapted(Setting(num_bytes=1000, nodes=nodes))
     assert algorithm.price
     told = Path(outside=algorithm.price(world_size)).seconds(1000, ETHERNET)
     assert walk(algorithm, world_size, 1000, ETHERNET, nodes=nodes) <= told * (1 + 1e-12)

@@ -97,13 +97,13 @@ def test_a_hierarchy_of_any_two_fits_any_nodes(
     nodes: list[int], inner: str, outer: str, num_bytes: int
 ) -> None:
     """Ranks of a node need not be in a row, and nodes need not have the same number of them."""
-    setting = Setting(world_size=len(nodes), num_bytes=num_bytes, nodes=tuple(nodes))
+    setting = Setting(num_bytes=num_bytes, nodes=tuple(nodes))
     holds(find(f"hierarchical:{inner},{outer}").adapted(setting), len(nodes))
 
 
 def test_long_buffers_are_cut_into_segments_by_the_tree() -> None:
     def segments(num_bytes: int) -> int:
-        setting = Setting(world_size=4, num_bytes=num_bytes, nodes=(0, 0, 0, 0))
+        setting = Setting(num_bytes=num_bytes, nodes=(0, 0, 0, 0))
         return ALGORITHMS["tree"].adapted(setting).num_parts(4)
 
     assert [segments(size) for size in (0, 1, 1024**2, 1024**2 + 1, 64 * 1024**2, 2**40)] == [

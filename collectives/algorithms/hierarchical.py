@@ -172,11 +172,7 @@ def _in_a_row(world_size: int) -> Nodes:
 def _adapted(name: str, inner: Algorithm, outer: Algorithm, setting: Setting) -> Algorithm:
     nodes = setting.nodes
     sizes = Counter(nodes).values()
-    outside = Setting(
-        world_size=len(sizes),
-        num_bytes=setting.num_bytes // min(sizes),
-        nodes=tuple(range(len(sizes))),
-    )
+    outside = Setting(num_bytes=setting.num_bytes // min(sizes), nodes=tuple(range(len(sizes))))
     return hierarchy(name, inner, outer.adapted(outside), lambda world_size: nodes)
 
 

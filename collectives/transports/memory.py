@@ -96,6 +96,11 @@ class Move:
         """Whether any part is in both."""
         return self.parts[0] < other.parts[1] and other.parts[0] < self.parts[1]
 
+    def has(self, later: Move) -> bool:
+        """Whether `later` only hands out what this move has in its hands."""
+        here = [*self.targets, *(array for _, array in self.values if self.is_copy)]
+        return later.is_copy and any(_is_same(later.values[0][1], array) for array in here)
+
     def pieces(self, spare: NDArray[Any]) -> list[tuple[list[Sum], list[Copy]]]:
         """Additions and copies, in an order that uses what is in the cache."""
         first, *others = self.targets
@@ -112,6 +117,11 @@ class Move:
             copies = [(_view(target[piece]), _view(total)) for target in others]
             found.append((sums_in_order(values, total, spare), copies))
         return found
+
+
+def _is_same(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two arrays are the same memory."""
+    return len(one) == len(other) and one.ctypes.data == other.ctypes.data
 
 
 def _view(array: NDArray[Any]) -> memoryview:
@@ -142,7 +152,7 @@ class ShmStep:
             return False
         for move in later.moves:
             before = next((one for one in reversed(self.moves) if one.touches(move)), None)
-            if before is not None and before.parts == move.parts and move.is_copy:
+            if before is not None and before.has(move):
                 before.targets += move.targets
             else:
                 self.moves.append(move)
@@ -169,6 +179,10 @@ class ShmStep:
     def finish(self) -> None:
         """Add, copy, publish."""
         self.work()
+        self.tell()
+
+    def tell(self) -> None:
+        """Publish what is done."""
         if self.publish:
             self._progress.publish(self.publish)
         self._progress.base += self._next_call

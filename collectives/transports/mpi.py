@@ -6,7 +6,8 @@ from them.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
 import mpi4py
 import numpy as np
@@ -38,6 +39,26 @@ def world() -> MPI.Intracomm:
     return MPI.COMM_WORLD
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+A = TypeVar("A", bound=_Closable)
+_KEYS: dict[type, int] = {}
+
+
+def attribute_of(comm: MPI.Intracomm, make: Callable[[MPI.Intracomm], A]) -> A:
+    """What `make` gives for this communicator, made once and closed when it is freed."""
+    kind = cast(type, make)
+    if kind not in _KEYS:
+        _KEYS[kind] = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, value: value.close())
+    found = comm.Get_attr(_KEYS[kind])
+    if found is None:
+        found = make(comm)
+        comm.Set_attr(_KEYS[kind], found)
+    return cast(A, found)
+
+
 def library_version() -> str:
     """Name and version of the MPI library, one line."""
     return MPI.Get_library_version().splitlines()[0].strip("\x00 ,")
@@ -67,7 +88,7 @@ def start_all_reduce(comm: MPI.Intracomm, buffer: NDArray[Any]) -> MPI.Request:
 
 
 class MpiStep:
-    """Persistent requests of one round, then additions in a fixed order."""
+    """Persistent requests of one round, with their peers, then additions in a fixed order."""
 
     def __init__(self, requests: list[MPI.Prequest], sums: list[Sum], peers: list[int]) -> None:
         self._requests = requests
@@ -96,8 +117,9 @@ class MpiStep:
             np.add(left, right, out=out)
 
     def waits_for(self) -> list[int]:
-        """The peers of this round."""
-        return self._peers
+        """The peers of messages that are not complete."""
+        late = [not request.Get_status() for request in self._requests]
+        return sorted({peer for peer, is_late in zip(self._peers, late, strict=True) if is_late})
 
     def free(self) -> None:
         """Free the requests: MPICH prints a line for each that is forgotten."""
@@ -160,8 +182,9 @@ class MpiTransport:
         for parts, values in added.items():
             own = buffer[layout.elements(parts)]
             sums += sums_in_order([*values, (self.rank, own)], own, spare)
-        peers = {p for e in exchanges for p in (e.send_to, e.recv_from) if p is not None}
-        return MpiStep(receives + sends, sums, sorted(peers))
+        sources = [e.recv_from for e in exchanges if e.recv_from is not None]
+        targets = [e.send_to for e in exchanges if e.send_to is not None]
+        return MpiStep(receives + sends, sums, sources + targets)
 
     def detach(self, buffer: NDArray[Any]) -> NDArray[Any]:
         """The buffer itself."""

@@ -1,8 +1,8 @@
 """Shared memory: the buffers lie in a window that all ranks of a node can read, in place.
 
-Nothing is sent. A rank that receives a part reads it where it is, in the sender's buffer, adds it
-to its own or copies it there, and publishes how far it has come; `collectives.dataflow` says who
-waits for whose progress. The progress of each rank is one number in front of its buffer.
+Nothing is sent. Parts that are added are read where they are, in the sender's buffer; parts that
+are copied are written by the sender where they are wanted. Every rank publishes how far it has
+come, one number in front of its buffer; `collectives.dataflow` says who waits for whose progress.
 
 Waiting gives the processor away at every look, so that more ranks than cores do no harm; a rank
 that MPI would let wait inside a barrier spins.

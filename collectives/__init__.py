@@ -84,8 +84,8 @@ def make_plan(
     `name` is one of NAMES, with arguments such as `butterfly:4,2`, or `auto`. `transport` is `mpi`,
     `shm`, or `auto`: shared memory where all ranks share a node, messages otherwise. The plan
     allocates its buffer, or sums in `buffer`, a flat array of yours, which only messages and
-    vendors can. With `debug` (or COLLECTIVES_DEBUG=1) the ranks compare before every call what they
-    are about to do.
+    vendors can. With `debug` (or COLLECTIVES_DEBUG=1) the schedule is verified, and before every
+    call the ranks compare what they are about to do.
 
     Every rank must call it with the same arguments; otherwise, and for arguments that do not fit,
     all ranks raise ValueError, which names the rank.

@@ -106,7 +106,7 @@ class AllReduce(ABC):
 
     def _refuse(self, call: str) -> None:
         if self._closed:
-            reason = "it is closed"
+            reason = "it is closed; make a new one"
         elif self._running:
             reason = "it is started; wait for it first"
         else:

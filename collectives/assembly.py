@@ -16,6 +16,7 @@ from collectives.schedule import Algorithm, Setting
 from collectives.transports.mpi import MpiTransport
 from collectives.transports.shm import SHARED_MEMORY, ShmTransport
 from collectives.vendor import VENDORS
+from collectives.verify import refuse_wrong
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -69,7 +70,7 @@ def assemble(
         made: AllReduce = VENDORS[name](comm, np.zeros(length, kind) if buffer is None else buffer)
     else:
         setting = Setting(num_bytes=num_bytes, nodes=place.nodes)
-        algorithm = _adapted(comm, name, setting)
+        algorithm = _adapted(comm, name, setting, debug)
         mover: Transport = ShmTransport(comm) if usable[0] == "shm" else MpiTransport(comm)
         made = Plan(algorithm, mover, length, kind, buffer)
     made.choice = choice.reason if choice is not None else None
@@ -78,10 +79,12 @@ def assemble(
     return made
 
 
-def _adapted(comm: MPI.Intracomm, name: str, setting: Setting) -> Algorithm:
-    """The algorithm for this world; arguments that do not fit it are refused."""
+def _adapted(comm: MPI.Intracomm, name: str, setting: Setting, debug: bool) -> Algorithm:
+    """The algorithm for this world; arguments that do not fit it, or a bug, are refused."""
     algorithm = collectives.find(name).adapted(setting)
     algorithm.num_parts(comm.size)  # raises ValueError, the same one on all ranks
+    if debug:
+        refuse_wrong(algorithm, comm.size)
     return algorithm
 
 

@@ -7,7 +7,8 @@ rank's, and the median over the repeats is shown.
     algbw   bytes / seconds
     busbw   algbw * 2 (p - 1) / p: comparable between world sizes, the limit is the slowest link
     wrong   number of elements that differ from the exact sum, over all ranks
-    ratio   seconds of MPI's own all-reduce, in place or not, whichever is faster / seconds of this
+    ratio   seconds of MPI's own all-reduce, in place or not, whichever is faster, measured in turns
+            with this one / seconds of this one
     limit   for shared memory: seconds of the additions and copies of a direct exchange alone, on
             all ranks at once with nobody waiting / seconds of this. More than 1 is possible, where
             another algorithm or a lucky order moves less through the caches
@@ -23,13 +24,14 @@ import io
 import json
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import collectives
 from collectives.arguments import Parser, count, num_bytes, writable
-from collectives.guard import WorldError, crash, interrupted, start
-from collectives.measure import EVERY, measure, routes
+from collectives.guard import WorldError, crash, interrupted, on_root, start
+from collectives.measure import EVERY, Route, measure, routes
 from launch.world import launched_rank
 
 if TYPE_CHECKING:
@@ -54,7 +56,10 @@ def names(text: str) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = Parser(
-        prog="python -m collectives.bench", description=__doc__.splitlines()[0], allow_abbrev=False
+        prog="python -m collectives.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     made.add_argument(
         "--allreduce", nargs="+", type=names, default=[EVERY], metavar="NAME",
@@ -62,14 +67,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument(
         "--transport", nargs="+", default=[EVERY],
-        choices=[*collectives.TRANSPORTS, "vendor", EVERY],
+        choices=[*collectives.TRANSPORTS, "vendor", EVERY], help=f"default {EVERY}",
     )  # fmt: skip
     made.add_argument(
         "--bytes", nargs="+", type=num_bytes, metavar="SIZE",
         default=[num_bytes(size) for size in DEFAULT_SIZES.split()],
         help=f"sizes, K = 1024 (default {DEFAULT_SIZES})",
     )  # fmt: skip
-    made.add_argument("--dtype", choices=collectives.DTYPES, default="int32")
+    made.add_argument("--dtype", choices=collectives.DTYPES, default="int32", help="default int32")
     made.add_argument(
         "--repeats", type=count, default=11, help="timed repeats, fewer if slow (default 11)"
     )
@@ -133,36 +138,62 @@ def _run(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
     place = select.place_of(comm)
     num_nodes = len(set(place.nodes))
     on = "1 node" if num_nodes == 1 else f"{num_nodes} nodes"
-    say(f"# {comm.size} ranks on {on}, {place.library}")
+    ranks = "1 rank (mpirun -np N starts N)" if comm.size == 1 else f"{comm.size} ranks"
+    say(f"# {ranks} on {on}, {place.library}")
     chosen, notes = routes(options.allreduce, options.transport, num_nodes == 1)
     for note in notes:
         say(f"# {note}")
-    rows = []
-    for number, size in enumerate(options.bytes):
-        say(HEAD)
-        try:
+    rows: list[dict[str, Any]] = []
+    try:
+        _check(comm.size, chosen)
+        for number, size in enumerate(options.bytes):
+            say(HEAD)
             found = measure(comm, chosen, size, options.dtype, options.repeats, place.one_node)
-        except ValueError as error:  # the same on all ranks: it does not fit this world
+            rows += found
+            for row in found:
+                say(_line(row))
+            limits = [row["memory_limit_seconds"] for row in found if row["memory_limit_seconds"]]
+            if limits:
+                limit = statistics.median(limits)
+                rate = size / limit / 1e9
+                say(f"# limit of the memory: {limit * 1e6:.1f} us, algbw {rate:.3f} GB/s")
+            say(f"# {number + 1} of {len(options.bytes)} sizes")
             if comm.rank == 0:
-                print(f"python -m collectives.bench: error: {error}", file=sys.stderr)
-            return 2
-        rows += found
-        for row in found:
-            say(_line(row))
-        limits = [row["memory_limit_seconds"] for row in found if row["memory_limit_seconds"]]
-        if limits:
-            limit = statistics.median(limits)
-            say(f"# limit of the memory: {limit * 1e6:.1f} us, algbw {size / limit / 1e9:.3f} GB/s")
-        say(f"# {number + 1} of {len(options.bytes)} sizes")
+                kept = select.record(place, rows)
+            on_root(comm, ValueError, partial(_write, options.json, rows))
+    except ValueError as error:  # the same on all ranks: it does not fit this world
+        if comm.rank == 0:
+            print(f"python -m collectives.bench: error: {error}", file=sys.stderr)
+        return 2
     if comm.rank == 0:
-        say(f"# {select.record(place, rows)}")
-        if options.json:
-            text = json.dumps({"rows": rows}, allow_nan=False, indent=2)
-            if options.json == "-":
-                print(text)
-            else:
-                Path(options.json).write_text(text + "\n", encoding="utf-8")
+        say(f"# {kept}")
+        if options.json == "-":
+            print(_json(rows))
     return 1 if any(row["wrong"] for row in rows) else 0
+
+
+def _check(world_size: int, chosen: list[Route]) -> None:
+    """Raise ValueError for a schedule that does not fit, or would hang or go wrong."""
+    from collectives.verify import refuse_wrong
+
+    for name in {route.name for route in chosen if route.transport != "vendor"}:
+        algorithm = collectives.find(name)
+        algorithm.num_parts(world_size)
+        refuse_wrong(algorithm, world_size)
+
+
+def _json(rows: list[dict[str, Any]]) -> str:
+    return json.dumps({"rows": rows}, allow_nan=False, indent=2)
+
+
+def _write(target: str | None, rows: list[dict[str, Any]]) -> None:
+    """Write what there is so far; an interrupted benchmark keeps its finished sizes."""
+    if target in (None, "-"):
+        return
+    try:
+        Path(target).write_text(_json(rows) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--json {target} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

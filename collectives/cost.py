@@ -27,6 +27,7 @@ from collectives.arguments import Parser, allreduce, count, num_bytes, seconds, 
 from collectives.crossover import Curve, crossovers
 from collectives.fit import compare, fit, read
 from collectives.price import Link, UnpricedError, nodes_of
+from launch.world import launched_rank
 
 PLAIN_10_GBPS = Link(alpha=20e-6, beta=1 / 1.25e9, gamma=1 / 4e9)
 """Ten-gigabit Ethernet through TCP, and sums at 4 GB/s."""
@@ -64,12 +65,15 @@ def parser() -> Parser:
                       help="instead: how many contributions hide behind each other")  # fmt: skip
     made.add_argument("--out", type=Path, default=Path("runs/cost"), metavar="FOLDER",
                       help="for the pictures (default runs/cost)")  # fmt: skip
-    made.add_argument("--json", metavar="FILE", nargs="?", const="-", type=writable)
+    made.add_argument("--json", metavar="FILE", nargs="?", const="-", type=writable,
+                      help="rows, crossovers and links as JSON")  # fmt: skip
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command; under mpirun one process does."""
+    if launched_rank() > 0:
+        return 0
     command = parser()
     options = command.parse_args(arguments)
     people = sys.stderr if options.json == "-" else sys.stdout
@@ -96,15 +100,15 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"world sizes must be from 2 to {MAX_EXPOSED} with --exposure, got {world_size}"
             )
-        if world_size > MAX_WORLD_SIZE:
-            raise ValueError(f"world sizes must be at most {MAX_WORLD_SIZE}, got {world_size}")
+        if not 2 <= world_size <= MAX_WORLD_SIZE:
+            raise ValueError(f"world sizes must be from 2 to {MAX_WORLD_SIZE}, got {world_size}")
     options.bytes = sorted(set(options.bytes))
     options.allreduce = list(dict.fromkeys(options.allreduce or ALGORITHMS))
     costs = {one.name: getattr(options, one.name) for one in fields(Link)}
     options.given = {name: number for name, number in costs.items() if number is not None}
     if options.fit and options.given:
         first = next(iter(options.given))
-        raise ValueError(f"--fit finds the costs of a link: leave out it or --{first}")
+        raise ValueError(f"--fit finds the costs of a link: leave out --fit or --{first}")
 
 
 def _costs(options: argparse.Namespace, people: TextIO) -> dict[str, Any]:

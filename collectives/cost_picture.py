@@ -7,6 +7,7 @@ their dashes too. The ground is white, so that the picture reads in light and da
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def draw(
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     with matplotlib.style.context(["default", STYLE]):  # whatever the user's own settings are
-        figure = Figure(figsize=(5.2 * columns, 0.9 + 3.7 * rows), layout="constrained")
+        figure = Figure(figsize=(5.2 * columns + 0.8, 1.4 + 3.7 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for panel, curves in zip(axes.flat, panels, strict=False):
             _draw_panel(panel, curves, names)
@@ -51,9 +52,9 @@ def draw(
         handles = {h.get_label(): h for panel in axes.flat for h in panel.get_lines()}
         figure.legend(
             [handles[one] for one in names], names, loc="outside upper center",
-            ncols=min(len(names), 4), frameon=False, handlelength=4,
+            ncols=min(len(names), 2 * columns), frameon=False, handlelength=4,
         )  # fmt: skip
-        figure.supxlabel(_caption(panels[0][0], origin), fontsize=9, color="#444444")
+        figure.supxlabel(_caption(panels[0][0], origin, columns > 1), fontsize=9, color="#444444")
         files = folder / f"{name}.svg", folder / f"{name}.png"
         figure.savefig(files[0], metadata={"Date": None})
         figure.savefig(files[1], dpi=150, metadata={"Software": None})
@@ -88,7 +89,7 @@ def _draw_panel(panel: Axes, curves: Sequence[Curve], names: list[str]) -> None:
     panel.set_ylabel("predicted time")
 
 
-def _caption(curve: Curve, origin: str) -> str:
+def _caption(curve: Curve, origin: str, wide: bool) -> str:
     link = curve.link
     text = (
         f"{origin}: alpha {shown_seconds(link.alpha)}, overhead {shown_seconds(link.overhead)}, "
@@ -99,4 +100,5 @@ def _caption(curve: Curve, origin: str) -> str:
             f"; inside nodes alpha {shown_seconds(curve.inside.alpha)}, "
             f"beta {curve.inside.beta * 1e9:.3g} ns a byte"
         )
+    text = textwrap.fill(text, 110 if wide else 62)
     return f"{text}.\nThin vertical lines: another algorithm becomes the fastest."

@@ -22,6 +22,7 @@ from collectives.clocks import Message
 from collectives.price import Link, critical_path
 from collectives.schedule import ADD, COPY, Algorithm, Combine, Parts, Traffic
 from collectives.verify import ScheduleError, verify
+from launch.world import launched_rank
 
 MOST_RANKS = 32
 STEP, ROW = 84, 56  # pixels of a step, and between two ranks
@@ -182,7 +183,9 @@ def _named(parts: Parts) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command; under mpirun one process does."""
+    if launched_rank() > 0:
+        return 0
     command = Parser(
         prog="python -m collectives.draw", description=__doc__.splitlines()[0], allow_abbrev=False
     )
@@ -193,9 +196,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = command.parse_args(arguments)
     words = re.sub(r"\W+", "-", options.allreduce)
     file = options.output or Path("runs", f"{words}-{options.world_size}.svg")
+    if file.suffix != ".svg":
+        command.error(f"output must be a file whose name ends in .svg, got {file}")
     try:
         text = draw(find(options.allreduce), options.world_size)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.parent == Path("runs"):
+            file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         command.error(f"output must be a file that can be written, got {file}: {error.strerror}")

@@ -42,19 +42,22 @@ def routes(
     everything = EVERY in asked
     wanted = collectives.NAMES if everything else tuple(dict.fromkeys(asked))
     ways = (*collectives.TRANSPORTS, "vendor") if EVERY in transports else tuple(transports)
-    found, notes = [], []
+    found: list[Route] = []
+    notes: list[str] = []
     for name in wanted:
+        before = len(found)
         if name in collectives.VENDORS:
             missing = collectives.VENDORS[name].missing()
             if missing:
                 notes.append(f"left out: {missing}")
             elif "vendor" in ways and name != NATIVE:
                 found.append(Route(name, "vendor"))
-            continue
-        for way in ways:
+        else:
             shares = one_node or name.startswith("hierarchical")
-            if way == "mpi" or (way == "shm" and shares):
-                found.append(Route(name, way))
+            usable = [way for way in ways if way == "mpi" or (way == "shm" and shares)]
+            found += [Route(name, way) for way in usable]
+        if len(found) == before and not everything and name != NATIVE:
+            notes.append(f"left out: {name} over {' or '.join(ways)}, which cannot be here")
     if not one_node and "shm" in ways:
         notes.append("shm is measured for hierarchical only: the ranks are on several nodes")
     return found, notes
@@ -89,6 +92,10 @@ def measure(
     import numpy as np
 
     length = size // np.dtype(dtype).itemsize
+    if length == 0:
+        raise ValueError(
+            f"bytes must be at least {np.dtype(dtype).itemsize} for {dtype}, got {size}"
+        )
     moved = length * np.dtype(dtype).itemsize
     in_place = collectives.make_plan(NATIVE, comm, length, dtype)
     natives = [in_place.run, Native(comm, length, dtype).run]

@@ -20,6 +20,8 @@ from collectives.schedule import ADD, COPY, Algorithm, Exchange, Parts, Round, R
 BITS = 16
 """Bits of a counter: how often one rank's contribution is in a part. One integer has them all."""
 
+MOST_RANKS_TRIED = 64
+
 Observer = Callable[[int, int, Parts, list[int]], None]
 """Called with source, destination, parts and their counters for every message."""
 
@@ -86,6 +88,16 @@ def verify(algorithm: Algorithm, world_size: int, observe: Observer | None = Non
         sent=max(state.parts_sent for state in ranks) / num_parts,
         scratch=max(_scratch(one) for state in ranks for one in [[], *state.rounds]) / num_parts,
     )
+
+
+def refuse_wrong(algorithm: Algorithm, world_size: int) -> None:
+    """Raise ValueError if the schedule is wrong. Large worlds, which take long, are not tried."""
+    if world_size > MOST_RANKS_TRIED:
+        return
+    try:
+        verify(algorithm, world_size)
+    except ScheduleError as error:
+        raise ValueError(f"the schedule is wrong: {error}") from None
 
 
 def _run(

@@ -113,6 +113,7 @@ def train(
     reached. After any other error the events reserved so far count as spent.
     """
     _check_agreement(config, dataset, comm)
+    _check_world(config.allreduce, comm.size)
     model = models.build(config.model, dataset.num_features, config.hidden)
     clip = math.inf if config.no_privacy else config.max_grad_norm
     engine = together(comm, UserError, lambda: engines.build(config.engine, model, clip))
@@ -216,6 +217,15 @@ def _check_agreement(config: Config, dataset: Dataset, comm: MPI.Intracomm) -> N
             f"{dataset.num_examples} training records, got {total} records; load it with the "
             f"communicator that trains, from the same files on every host"
         )
+
+
+def _check_world(allreduce: str, world_size: int) -> None:
+    """Raise ConfigError, before anything takes long, if a schedule is for more ranks."""
+    if allreduce not in (collectives.AUTO, *collectives.VENDORS):
+        try:
+            collectives.find(allreduce).num_parts(world_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 def _all_reduce(

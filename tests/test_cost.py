@@ -212,7 +212,8 @@ def test_json_goes_to_a_file_as_well(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 WRONG = {
     "--world-sizes 0": "argument --world-sizes: must be an integer of at least 1, got '0'",
-    "--world-sizes 100001": "world sizes must be at most 100000, got 100001",
+    "--world-sizes 1": "world sizes must be from 2 to 100000, got 1",
+    "--world-sizes 100001": "world sizes must be from 2 to 100000, got 100001",
     "--exposure --world-sizes 65": "world sizes must be from 2 to 64 with --exposure, got 65",
     "--bytes 0": "argument --bytes: bytes must look like 4096, 64K or 1M, got '0'",
     "--allreduce rang": "argument --allreduce: algorithm must be one of",
@@ -227,7 +228,7 @@ WRONG = {
     "--fit empty.json": "fit must be JSON of collectives.bench, got empty.json: no rows",
     "--fit odd.json": "got odd.json: row 1 is none of collectives.bench: KeyError('transport')",
     "--fit few.json": "alpha, beta and gamma need 3 or more rows",
-    "--fit few.json --alpha 1": "--fit finds the costs of a link: leave out it or --alpha",
+    "--fit few.json --alpha 1": "--fit finds the costs of a link: leave out --fit or --alpha",
     "--json nowhere/cost.json": "argument --json: must be a writable file, got 'nowhere/cost.json'",
     "--out bad.json": "out must be a folder, got bad.json: File exists",
 }  # fmt: skip

@@ -90,8 +90,8 @@ def test_the_command_writes_the_file_and_tells_its_name(
     monkeypatch.chdir(tmp_path)
     assert main(["butterfly:4,2", "--world-size", "8"]) == 0
     assert capsys.readouterr().out == "wrote runs/butterfly-4-2-8.svg\n"
-    assert main(["ring", "--output", "new/ring.svg"]) == 0
-    assert len(arrows(Path("new/ring.svg").read_text())) == 24
+    assert main(["ring", "--output", "ring.svg"]) == 0
+    assert len(arrows(Path("ring.svg").read_text())) == 24
 
 
 WRONG = {
@@ -101,7 +101,8 @@ WRONG = {
     "ring --world-size 1": "world size must be from 2 to 32 to be drawn, got 1",
     "ring --world-size 33": "world size must be from 2 to 32 to be drawn, got 33",
     "butterfly:4,2 --world-size 4": "butterfly:4,2 needs at least 8 ranks, got 4",
-    "ring --output .": "output must be a file that can be written, got .: Is a directory",
+    "ring --output ring.png": "output must be a file whose name ends in .svg, got ring.png",
+    "ring --output no/ring.svg": "must be a file that can be written, got no/ring.svg: No such",
 }
 
 

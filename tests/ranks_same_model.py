@@ -1,4 +1,4 @@
-"""Run under mpirun by test_run: one training by every all-reduce; prints the hashes of the models."""
+"""Run under mpirun by test_run: one training by every all-reduce; prints the models' hashes."""
 
 from __future__ import annotations
 

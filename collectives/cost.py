@@ -63,6 +63,8 @@ def parser() -> Parser:
     made.add_argument("--fit", type=Path, metavar="FILE", help="rows of collectives.bench --json")
     made.add_argument("--exposure", action="store_true",
                       help="instead: how many contributions hide behind each other")  # fmt: skip
+    made.add_argument("--colluding", type=count, metavar="K",
+                      help="ranks that share what they see, with --exposure (default 1)")  # fmt: skip
     made.add_argument("--out", type=Path, default=Path("runs/cost"), metavar="FOLDER",
                       help="for the pictures (default runs/cost)")  # fmt: skip
     made.add_argument("--json", metavar="FILE", nargs="?", const="-", type=writable,
@@ -95,6 +97,9 @@ def _check(options: argparse.Namespace) -> None:
     """What argparse cannot see; and the defaults that depend on other options."""
     usual = EXPOSED_WORLD_SIZES if options.exposure else WORLD_SIZES
     options.world_sizes = list(dict.fromkeys(options.world_sizes or usual))
+    if options.colluding and not options.exposure:
+        raise ValueError("--colluding asks who sees what: give --exposure as well")
+    options.colluding = options.colluding or 1
     for world_size in options.world_sizes:
         if options.exposure and not 2 <= world_size <= MAX_EXPOSED:
             raise ValueError(
@@ -206,18 +211,20 @@ def _exposures(options: argparse.Namespace, people: TextIO) -> dict[str, Any]:
     for world_size in options.world_sizes:
         for name in options.allreduce:
             here = find(name), world_size
+            worst = exposure.ranks(*here, options.colluding)
             alone = [exposure.of_ranks(*here, [r]) for r in range(world_size)]
             rows.append(
                 {
                     "algorithm": name,
                     "world_size": world_size,
                     "public": exposure.public(world_size),
-                    "ranks": min(alone),
+                    "colluding": options.colluding,
+                    "ranks": worst,
                     "link": exposure.link(*here),
                     "ranks_that_see_one": alone.count(1),
                 }
             )
-    cost_table.exposures(rows, people)
+    cost_table.exposures(rows, options.colluding, people)
     return {"rows": rows}
 
 

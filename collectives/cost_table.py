@@ -99,15 +99,19 @@ def fits(rows: Rows, stream: TextIO) -> None:
     print(f"# median error {errors[len(errors) // 2]:.0%}, largest {errors[-1]:.0%}\n", file=stream)
 
 
-def exposures(rows: Rows, stream: TextIO) -> None:
+def exposures(rows: Rows, colluding: int, stream: TextIO) -> None:
     """What can be told apart from what is seen."""
+    who = "rank" if colluding == 1 else f"{colluding} ranks together"
     print(
         "# the fewest contributions in any combination of what is seen: in the final sum, by the\n"
-        "# worst rank, on the worst link; and how many ranks see somebody's contribution alone",
+        f"# worst {who}, on the worst link; and how many ranks, each for itself, see somebody's\n"
+        "# contribution alone",
         file=stream,
     )
     width = max(len("algorithm"), *(len(row["algorithm"]) for row in rows)) + 2
-    columns = {"public": "public", "ranks": "rank", "link": "link", "ranks_that_see_one": "see one"}
+    seen_by = "rank" if colluding == 1 else f"{colluding} ranks"
+    columns = {"public": "public", "ranks": seen_by, "link": "link",
+               "ranks_that_see_one": "see one"}  # fmt: skip
     head = "".join(f"{title:>9}" for title in columns.values())
     print(f"{'algorithm':<{width}}{'ranks':>7}{head}", file=stream)
     for row in rows:

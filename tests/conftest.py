@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import FULTON, Launch, clean_environment
+from helpers import FULTON, Launch, clean_environment, finish
 from launch import mpi
 from preprocess.synthetic import write_synthetic
 from preprocess_samples import GOOD
@@ -19,14 +19,7 @@ def python(tmp_path: Path) -> Launch:
     """Run this Python with arguments in a folder of its own."""
 
     def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=tmp_path,
-            env=clean_environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        return finish([sys.executable, *arguments], tmp_path, clean_environment(**environment))
 
     return run
 
@@ -42,14 +35,8 @@ def mpirun(tmp_path: Path) -> Launch:
     def run(
         world_size: int, *arguments: str | Path, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*mpi.line_here(world_size), sys.executable, *map(str, arguments)],
-            cwd=tmp_path,
-            env=clean_environment(**environment),
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        command = [*mpi.line_here(world_size), sys.executable, *arguments]
+        return finish(command, tmp_path, clean_environment(**environment))
 
     return run
 

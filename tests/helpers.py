@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
-from collections.abc import Callable
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +29,54 @@ def clean_environment(**more: str) -> dict[str, str]:
     """The environment without anything that configures the program."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DPSGD_")}
     return kept | OPEN_MPI_AS_ROOT | more
+
+
+def finish(
+    command: list[str | Path], cwd: Path, env: dict[str, str], timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, whatever it starts; its exit code and its output as text.
+
+    Raises TimeoutExpired, with the output so far, after `timeout` seconds, and leaves nothing
+    behind: subprocess.run would end the launcher alone, then wait for ever for ranks that still
+    hold its output open. All that belongs to the command is known by a mark in its environment.
+    """
+    mark = uuid.uuid4().hex
+    words = list(map(str, command))
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+
+        def output() -> tuple[str, str]:
+            out.seek(0)
+            errors.seek(0)
+            return out.read(), errors.read()
+
+        with subprocess.Popen(
+            words, cwd=cwd, env={**env, "TEST_JOB": mark}, stdout=out, stderr=errors
+        ) as job:
+            try:
+                code = job.wait(timeout)
+            except subprocess.TimeoutExpired:
+                _end_all(mark)
+                raise subprocess.TimeoutExpired(words, timeout, *output()) from None
+            except BaseException:
+                _end_all(mark)
+                raise
+        return subprocess.CompletedProcess(words, code, *output())
+
+
+def _end_all(mark: str) -> None:
+    """Kill the processes with this mark, and those that they start meanwhile."""
+    while found := list(_marked(mark)):
+        for process in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def _marked(mark: str) -> Iterator[int]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            alive = "\nState:\tZ" not in (folder / "status").read_text()
+            if alive and mark.encode() in (folder / "environ").read_bytes():
+                yield int(folder.name)
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:

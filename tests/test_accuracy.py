@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from helpers import Launch, clean_environment
+from helpers import Launch, clean_environment, finish
 from launch import mpi
 from preprocess.synthetic import write_synthetic
 
@@ -45,12 +45,9 @@ def compared(
     if mpi.find_launcher() is None:
         pytest.skip("no mpirun beside this Python or on PATH: make install brings one")
     folder = tmp_path_factory.mktemp("compared")
-    done = subprocess.run(
-        [sys.executable, *COMMAND, "--input", synthetic, "--salts", "2", "--epsilon", "8", "1",
-         "--np", "2", "--json"],
-        cwd=folder, env=clean_environment(DPSGD_STEPS="1"), capture_output=True, text=True,
-        timeout=600,
-    )  # fmt: skip
+    options = ["--salts", "2", "--epsilon", "8", "1", "--np", "2", "--json"]
+    command = [sys.executable, *COMMAND, "--input", synthetic, *options]
+    done = finish(command, folder, clean_environment(DPSGD_STEPS="1"))
     assert done.returncode == 0, done.stderr
     return folder / "runs/accuracy", done
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import collectives
-from helpers import Launch
+from helpers import Launch, clean_environment, finish
+from launch import mpi
 
 pytestmark = pytest.mark.mpi
 HERE = Path(__file__).parent
@@ -28,8 +30,6 @@ def test_the_contract_holds_over_real_ranks(mpirun: Launch, world_size: int) -> 
 @pytest.mark.parametrize("world_size", [4, 5])
 def test_shared_memory_and_messages_work_together(mpirun: Launch, world_size: int) -> None:
     """MPICH can take the even and the odd ranks for two nodes, of different sizes if need be."""
-    from launch import mpi
-
     if mpi.library().vendor != mpi.MPICH:
         pytest.skip("only MPICH can pretend that ranks are on two nodes")
     done = mpirun(
@@ -44,21 +44,12 @@ def test_shared_memory_and_messages_work_together(mpirun: Launch, world_size: in
 @pytest.fixture(scope="module")
 def mistakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What every rank of three said in each case of ranks_misuse."""
-    import subprocess
-    import sys
-
-    from helpers import clean_environment
-    from launch import mpi
-
     try:
         line = mpi.line_here(3)
     except mpi.MpiError as error:
         pytest.skip(str(error))
-    done = subprocess.run(
-        [*line, sys.executable, str(HERE / "ranks_misuse.py"), "misuse"],
-        cwd=tmp_path_factory.mktemp("misuse"), env=clean_environment(), capture_output=True,
-        text=True, timeout=120,
-    )  # fmt: skip
+    command = [*line, sys.executable, HERE / "ranks_misuse.py", "misuse"]
+    done = finish(command, tmp_path_factory.mktemp("misuse"), clean_environment())
     assert done.returncode == 0, done.stdout + done.stderr
     said: dict[str, list[str]] = {}
     for line_ in done.stdout.splitlines():

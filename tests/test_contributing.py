@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, clean_environment
+from helpers import ROOT, clean_environment, finish
 
 PACKAGES = ("collectives", "dpsgd", "launch", "preprocess", "tests")
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider")
@@ -35,10 +34,7 @@ def copy(tmp_path: Path) -> Path:
 
 def run(copy: Path, *arguments: str) -> str:
     """This Python in the copy, which must come before the installed project."""
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=copy, capture_output=True, text=True, timeout=240,
-        env=clean_environment(PYTHONPATH=str(copy)),
-    )  # fmt: skip
+    done = finish([sys.executable, *arguments], copy, clean_environment(PYTHONPATH=str(copy)))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

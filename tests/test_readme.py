@@ -5,6 +5,9 @@
 As root the commands run twice: as root, and as `nobody` in a clone of its own; anybody else runs
 them as themselves. What cannot run here (no Docker engine, no MPI of the system) is named in the
 output with the reason. It takes some minutes, installation included.
+
+In CI root has installed and tested already, so only `nobody` follows the README there, and of the
+tests runs those of users, files and ends.
 """
 
 from __future__ import annotations
@@ -28,13 +31,11 @@ README = (ROOT / "README.md").read_text()
 AS_ROOT_ELSEWHERE = ["make test", "make test-openmpi"]
 """The slow suites: who runs this test as root runs them, too; here they are for the other user."""
 FASTER = {"SALTS": "1", "SIZES": "4K 64K"}
-if "CI" in os.environ:
+"""Sizes that the commands take from the environment; the commands stay as they are."""
+if CI := "CI" in os.environ:
     FASTER["PYTEST_ADDOPTS"] = "-k 'interrupts or mistakes'"
-    AS_ROOT_ELSEWHERE += ["make accuracy", "make bench", "make wheels EXTRAS=",
-                          "make core WHEELS=wheels"]  # fmt: skip
-"""Sizes that the commands take from the environment; the commands stay as they are. In CI the suite
-runs whole as root, so as the other user it is cut to what has to do with users, files and ends; and
-what root runs in another test, or the other user here, is not run a third time."""
+WITHOUT_NETWORK = ["make wheels EXTRAS=", "make core WHEELS=wheels"]
+"""They have a test of their own here, which in CI is enough."""
 MARKS = ("$ ", "# ")
 COMMAND = re.compile(r"`((?:make|python3?|mpirun|\.venv\S*/bin/\w+) [^`]+)`")
 
@@ -52,7 +53,7 @@ def commands() -> list[str]:
 
 def why_not(command: str, is_root: bool) -> str | None:
     """Why a command cannot, or need not, run here."""
-    if is_root and command in AS_ROOT_ELSEWHERE:
+    if (is_root and command in AS_ROOT_ELSEWHERE) or (CI and command in WITHOUT_NETWORK):
         return "another test, or the other user, runs it"
     if "SYSTEM_MPI" in command and not shutil.which("mpirun"):
         return "there is no mpirun on PATH"
@@ -68,6 +69,8 @@ def why_not(command: str, is_root: bool) -> str | None:
 
 
 USERS = ["root", "nobody"] if os.geteuid() == 0 else [pwd.getpwuid(os.geteuid()).pw_name]
+if CI:
+    USERS = USERS[-1:]
 
 
 @pytest.fixture(params=USERS)

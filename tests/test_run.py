@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import collectives
-from helpers import ROOT, Launch, clean_environment, one_line
+from helpers import ROOT, Launch, clean_environment, finish, one_line
 
 pytestmark = pytest.mark.mpi
 HERE = Path(__file__).parent
@@ -62,10 +62,8 @@ def test_the_verbatim_command_trains_on_the_demos_data(
 def test_the_demo_shows_nothing_but_our_own_lines(tmp_path: Path) -> None:
     """`make demo` in an empty folder, with this environment in place of a new one."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
-    done = subprocess.run(
-        ["make", "-f", ROOT / "Makefile", "-o", ".venv/.core", "demo"],
-        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    command = ["make", "-f", ROOT / "Makefile", "-o", ".venv/.core", "demo"]
+    done = finish(command, tmp_path, clean_environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "25,000 records read" in done.stdout
@@ -153,7 +151,7 @@ def test_without_a_seed_two_runs_differ(mpirun: Launch, tmp_path: Path, dataset:
     hashes = set()
     for name in ("a", "b"):
         done = mpirun(2, *RUN, "--data", dataset, "--out", tmp_path / name, "--ledger",
-                      tmp_path / "l", "--steps", "3")  # fmt: skip
+                      tmp_path / "l", "--steps", "3", "--noise-multiplier", "2")  # fmt: skip
         hashes.add(run_json(done, tmp_path / name)["model_sha256"])
     assert len(hashes) == 2
 
@@ -181,7 +179,7 @@ def test_the_loop_engine_trains_the_same_model_up_to_rounding(
         out = tmp_path / engine
         done = mpirun(2, *RUN, "--data", dataset, "--out", out, "--ledger", tmp_path / "l",
                       "--insecure-seed", "5", "--steps", "8", "--batch-size", "100",
-                      "--averaging", "0", "--engine", engine)  # fmt: skip
+                      "--averaging", "0", "--noise-multiplier", "2", "--engine", engine)  # fmt: skip
         losses.append(run_json(done, out)["metrics"]["log_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=5e-3)
 
@@ -201,7 +199,8 @@ def test_ranks_without_rows_take_part(mpirun: Launch, python: Launch, tmp_path: 
     python("-m", "preprocess.synthetic", "--rows", "4", "--seed", "1", "--output", "few.csv")
     made = python("-m", "preprocess", "--input", "few.csv", "--output", "few")
     assert made.returncode == 0, made.stderr
-    done = mpirun(5, *RUN, "--data", "few", "--out", "run", "--steps", "5")
+    done = mpirun(5, *RUN, "--data", "few", "--out", "run", "--steps", "5",
+                  "--noise-multiplier", "2")  # fmt: skip
     run = run_json(done, tmp_path / "run")
     assert run["privacy"]["num_examples"] < 5
 
@@ -213,12 +212,12 @@ def test_the_library_call_is_all_that_the_command_line_does(
         "import dpsgd\n"
         "from collectives.transports.mpi import world\n"
         f"dataset = dpsgd.load_dataset({str(dataset)!r}, world())\n"
-        "config = dpsgd.Config(ledger='l', insecure_seed=4, steps=20)\n"
+        "config = dpsgd.Config(ledger='l', insecure_seed=4, steps=20, noise_multiplier=2.0)\n"
         "print(dpsgd.train(config, dataset, world()).model_sha256)\n"
     )
     called = python("-c", script)
     typed = python(*RUN, "--data", dataset, "--ledger", "l", "--out", "run", "--insecure-seed", "4",
-                   "--steps", "20")  # fmt: skip
+                   "--steps", "20", "--noise-multiplier", "2")  # fmt: skip
     assert called.stdout.strip() == run_json(typed, tmp_path / "run")["model_sha256"]
 
 

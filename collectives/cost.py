@@ -64,7 +64,7 @@ def parser() -> Parser:
     made.add_argument("--exposure", action="store_true",
                       help="instead: how many contributions hide behind each other")  # fmt: skip
     made.add_argument("--colluding", type=count, metavar="K",
-                      help="ranks that share what they see, with --exposure (default 1)")  # fmt: skip
+                      help="ranks that tell each other, with --exposure (default 1)")  # fmt: skip
     made.add_argument("--out", type=Path, default=Path("runs/cost"), metavar="FOLDER",
                       help="for the pictures (default runs/cost)")  # fmt: skip
     made.add_argument("--json", metavar="FILE", nargs="?", const="-", type=writable,

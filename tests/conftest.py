@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import FULTON, Launch, clean_environment, finish
+from helpers import FULTON, Launch, clean_environment, finish, ranks
 from launch import mpi
 from preprocess.synthetic import write_synthetic
 from preprocess_samples import GOOD
@@ -26,7 +26,7 @@ def python(tmp_path: Path) -> Launch:
 
 @pytest.fixture
 def mpirun(tmp_path: Path) -> Launch:
-    """Start n ranks of this Python; a rank left hanging fails by the time limit."""
+    """`helpers.ranks` in a folder of its own."""
     try:
         mpi.line_here(1)
     except mpi.MpiError as error:
@@ -35,8 +35,7 @@ def mpirun(tmp_path: Path) -> Launch:
     def run(
         world_size: int, *arguments: str | Path, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        command = [*mpi.line_here(world_size), sys.executable, *arguments]
-        return finish(command, tmp_path, clean_environment(**environment))
+        return ranks(world_size, tmp_path, *arguments, **environment)
 
     return run
 

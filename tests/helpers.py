@@ -6,10 +6,15 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
+
+from launch import mpi
 
 ROOT = Path(__file__).parents[1]
 FULTON = ROOT.parent / "shared/data/census/fulton_ga_2000.csv"
@@ -61,6 +66,17 @@ def finish(
                 _end_all(mark)
                 raise
         return subprocess.CompletedProcess(words, code, *output())
+
+
+def ranks(
+    world_size: int, folder: Path, *arguments: str | Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Start n ranks of this Python in a folder; a rank left hanging fails by the time limit."""
+    try:
+        line = mpi.line_here(world_size)
+    except mpi.MpiError as error:
+        pytest.skip(str(error))
+    return finish([*line, sys.executable, *arguments], folder, clean_environment(**environment))
 
 
 def _end_all(mark: str) -> None:

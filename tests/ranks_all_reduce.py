@@ -116,7 +116,7 @@ def main() -> None:
         if math.prod(degrees) > comm.size:
             continue
         ways = transports(name, one_node)
-        for length in (GLOO_LENGTHS if name == "gloo" else lengths):
+        for length in GLOO_LENGTHS if name == "gloo" else lengths:
             for dtype in collectives.DTYPES:
                 bits = {check(comm, name, way, length, dtype) for way in ways}
                 assert len(bits) == 1, f"the transport changed the bits: {name}, {length} x {dtype}"

@@ -1,6 +1,6 @@
 """Run under mpirun by test_ddp_hook: our all-reduces inside DistributedDataParallel.
 
-The argument names a function of this file; rank 0 prints what it returns.
+The arguments name functions of this file; rank 0 prints what they return.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def refusals() -> str:
 
 torch.set_num_threads(1)
 init_process_group(comm)
-said = globals()[sys.argv[1]]()
-if comm.rank == 0:
-    print(said)
+for name in sys.argv[1:]:
+    said = globals()[name]()
+    if comm.rank == 0:
+        print(f"# {name}\n{said}")
 distributed.destroy_process_group()

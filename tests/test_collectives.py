@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
 import collectives
-from helpers import Launch, clean_environment, finish
+from helpers import Launch, ranks
 from launch import mpi
 
 pytestmark = pytest.mark.mpi
@@ -44,12 +43,7 @@ def test_shared_memory_and_messages_work_together(mpirun: Launch, world_size: in
 @pytest.fixture(scope="module")
 def mistakes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """What every rank of three said in each case of ranks_misuse."""
-    try:
-        line = mpi.line_here(3)
-    except mpi.MpiError as error:
-        pytest.skip(str(error))
-    command = [*line, sys.executable, HERE / "ranks_misuse.py", "misuse"]
-    done = finish(command, tmp_path_factory.mktemp("misuse"), clean_environment())
+    done = ranks(3, tmp_path_factory.mktemp("misuse"), HERE / "ranks_misuse.py", "misuse")
     assert done.returncode == 0, done.stdout + done.stderr
     said: dict[str, list[str]] = {}
     for line_ in done.stdout.splitlines():

@@ -178,8 +178,8 @@ def test_the_loop_engine_trains_the_same_model_up_to_rounding(
     for engine in ("fused", "loop"):
         out = tmp_path / engine
         done = mpirun(2, *RUN, "--data", dataset, "--out", out, "--ledger", tmp_path / "l",
-                      "--insecure-seed", "5", "--steps", "8", "--batch-size", "100",
-                      "--averaging", "0", "--noise-multiplier", "2", "--engine", engine)  # fmt: skip
+                      "--insecure-seed", "5", "--steps", "8", "--noise-multiplier", "2",
+                      "--batch-size", "100", "--averaging", "0", "--engine", engine)  # fmt: skip
         losses.append(run_json(done, out)["metrics"]["log_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=5e-3)
 

@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,31 @@ def finish(
                 _end_all(mark)
                 raise
         return subprocess.CompletedProcess(words, code, *output())
+
+
+@contextlib.contextmanager
+def started(
+    command: list[str | Path], cwd: Path, env: dict[str, str], **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs, both its outputs pipes; when the block ends nothing of it is left."""
+    mark = uuid.uuid4().hex
+    with subprocess.Popen(
+        list(map(str, command)), cwd=cwd, env={**env, "TEST_JOB": mark}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+    ) as job:  # fmt: skip
+        try:
+            yield job
+        finally:
+            _end_all(mark)
+
+
+def until(job: subprocess.Popen[str], beginning: str) -> None:
+    """Read what the job prints up to a line that begins so."""
+    assert job.stdout is not None
+    for line in job.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(f"the job ended before it printed {beginning!r}")
 
 
 def ranks(

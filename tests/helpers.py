@@ -25,7 +25,6 @@ OPEN_MPI_AS_ROOT = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",  # Open MPI 5
     "OMPI_MCA_rmaps_base_oversubscribe": "1",  # Open MPI 4
-    "OMPI_MCA_osc": "^ucx",
 }
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]

@@ -6,6 +6,7 @@ from them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
@@ -25,6 +26,8 @@ from mpi4py import MPI  # noqa: E402
 if not MPI.Is_initialized():
     if reason := foreign_launcher(MPI.get_vendor()[0]):
         raise WorldError(reason)
+    # Open MPI's UCX windows complain on stderr whenever memory is shared, which they cannot do.
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     MPI.Init_thread()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -13,27 +14,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_RUNNING: list[AllReduce] = []
+"""Those of this process that are started and not complete: who waits for one goes on with all."""
+
+
 class AllReduce(ABC):
     """A sum over ranks, bound to its buffer. Usable in a `with` statement.
 
     `run` does it at once. `start`, then `test` or `wait`, leaves time for something else; until it
-    is complete the buffer belongs to the all-reduce, which goes on only inside `test` and `wait`.
-    Every rank must make the same calls of `run` and `start` in the same order; and before a rank
-    runs another one it must have waited for those that others wait for, or all ranks must start
-    them alike. A call at the wrong time raises RuntimeError.
+    is complete the buffer belongs to the all-reduce, which goes on only inside `test` and `wait`,
+    or while this rank waits for another one. Every rank must make the same calls of `run` and
+    `start` in the same order; they may wait in any. A call at the wrong time raises RuntimeError.
 
     `choice` says why this one was taken, if it was chosen automatically.
     """
 
     name: str
     transport: str
-    buffer: NDArray[Any]
     scratch_bytes: int = 0
     choice: str | None = None
     before_each_call: Callable[[str], None] | None = None
-    """For debugging: checks that all ranks are about to do the same, `run` or `start`."""
+    """For debugging: checks that all ranks are about to do the same: run, start or close."""
+    _buffer: NDArray[Any]
+    _started = False
     _running = False
     _closed = False
+
+    @property
+    def buffer(self) -> NDArray[Any]:
+        """What is summed, and then the sum: write into it, `buffer[:] = ...`."""
+        return self._buffer
 
     def run(self) -> None:
         """Replace the buffer by the sum over all ranks. Every rank must call it."""
@@ -41,7 +51,12 @@ class AllReduce(ABC):
             self._refuse("run")
         if self.before_each_call is not None:
             self.before_each_call("run")
-        self._run()
+        if _RUNNING:  # a rank that waits for one of those needs this one
+            self._begin()
+            self.wait()
+        else:
+            self._run()
+        self._started = False
 
     def start(self) -> None:
         """Begin; the buffer must be left alone until `test` is true or `wait` returns."""
@@ -49,30 +64,34 @@ class AllReduce(ABC):
             self._refuse("start")
         if self.before_each_call is not None:
             self.before_each_call("start")
-        self._running = True
-        self._start()
+        self._begin()
 
     def test(self) -> bool:
         """Go on without blocking; whether the buffer now holds the sum."""
-        if not self._running:
+        if not self._started:
             self._refuse("test")
-        self._running = not self._test()
+        if self._running and self._test():
+            self._complete()
         return not self._running
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when the buffer holds the sum.
+        """Return when the buffer holds the sum, at once if it already does.
 
-        Raises TimeoutError, naming the ranks that are awaited, after `timeout` seconds; one may
-        wait again.
+        Raises TimeoutError after `timeout` seconds; one may wait again. The message names the ranks
+        that are awaited, but for vendors, which do not tell.
         """
-        if not self._running:
+        if not self._started:
             self._refuse("wait")
-        if timeout is None:
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout must be 0 or more seconds, or None, got {timeout}")
+        if timeout is None and self._running and len(_RUNNING) == 1:
             self._wait()
-            self._running = False
+            self._complete()
             return
-        deadline = time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self.test():
+            for other in [one for one in _RUNNING if one is not self]:
+                other.test()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self} is not complete after {timeout:g} s: {self._awaited()}")
             os.sched_yield()
@@ -82,6 +101,8 @@ class AllReduce(ABC):
         if self._running:
             self._refuse("close")
         if not self._closed:
+            if self.before_each_call is not None:
+                self.before_each_call("close")
             self._closed = True
             self._close()
 
@@ -100,6 +121,15 @@ class AllReduce(ABC):
     def _run(self) -> None:
         self._start()
         self._wait()
+
+    def _begin(self) -> None:
+        self._started = self._running = True
+        _RUNNING.append(self)
+        self._start()
+
+    def _complete(self) -> None:
+        self._running = False
+        _RUNNING.remove(self)
 
     def _awaited(self) -> str:
         return "other ranks have not taken part yet"

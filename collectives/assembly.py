@@ -58,7 +58,7 @@ def assemble(
         }
 
     agree(comm, facts)
-    kind = np.dtype(dtype)
+    kind, length = np.dtype(dtype), int(length)  # a numpy integer of few bits would overflow
     num_bytes = length * kind.itemsize
     place = select.place_of(comm)
     usable = [] if name in VENDORS else _usable(comm, transport, name, place, num_bytes, buffer)
@@ -140,7 +140,7 @@ def _lacking_memory(comm: MPI.Intracomm, place: select.Place, num_bytes: int) ->
 
 def _checked_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     try:
-        kind = np.dtype(dtype)
+        kind = None if dtype is None else np.dtype(dtype)  # numpy takes None for float64
     except TypeError:
         kind = None
     if kind is None or kind.name not in collectives.DTYPES or not kind.isnative:

@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 HEAD = (
-    f"# {'bytes':>10}{'count':>10}{'dtype':>9}  {'algorithm':<20}{'transport':<10}{'time(us)':>11}"
+    f"# {'bytes':>10}{'count':>10}{'dtype':>9}  {'algorithm':<20} {'transport':<10}{'time(us)':>11}"
     f"{'algbw(GB/s)':>13}{'busbw(GB/s)':>13}{'wrong':>7}{'ratio':>8}{'limit':>8}"
 )
 
@@ -94,7 +94,7 @@ def _line(row: dict[str, Any]) -> str:
     count = row["bytes"] // (4 if row["dtype"].endswith("32") else 8)
     limit = row["memory_limit_fraction"]
     return (
-        f"  {row['bytes']:>10}{count:>10}{row['dtype']:>9}  {row['algorithm']:<20}"
+        f"  {row['bytes']:>10}{count:>10}{row['dtype']:>9}  {row['algorithm']:<20} "
         f"{row['transport']:<10}{row['seconds_median'] * 1e6:>11.1f}{row['algbw_GBps']:>13.3f}"
         f"{row['busbw_GBps']:>13.3f}{row['wrong']:>7}{row['ratio_to_native']:>8.2f}"
         + ("" if limit is None else f"{limit:>8.2f}")
@@ -148,10 +148,13 @@ def _run(comm: MPI.Intracomm, options: argparse.Namespace) -> int:
         _check(comm.size, chosen)
         for number, size in enumerate(options.bytes):
             say(HEAD)
-            found = measure(comm, chosen, size, options.dtype, options.repeats, place.one_node)
+            measured = comm, chosen, size, options.dtype, options.repeats, place.one_node
+            found, notes = measure(*measured)
             rows += found
             for row in found:
                 say(_line(row))
+            for note in notes:
+                say(f"# {note}")
             limits = [row["memory_limit_seconds"] for row in found if row["memory_limit_seconds"]]
             if limits:
                 limit = statistics.median(limits)

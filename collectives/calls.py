@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from collectives.transports.mpi import attribute_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 SECONDS_TO_JOIN = 60.0
+CALLS = ("run", "start", "close")
 
 
 class _Calls:
@@ -36,7 +39,9 @@ class _Calls:
     def compare(self, plan: int, call: str) -> None:
         """Raise on all ranks if they are about to do different things."""
         self._number += 1
-        request = self._comm.Ibarrier()
+        mine = np.array([plan, CALLS.index(call)], np.int64)
+        everyone = np.empty((self._comm.size, 2), np.int64)
+        request = self._comm.Iallgather(mine, everyone)
         deadline = time.monotonic() + SECONDS_TO_JOIN
         while not request.Test():
             if time.monotonic() > deadline:
@@ -45,16 +50,22 @@ class _Calls:
                     f"called nothing for {SECONDS_TO_JOIN:g} s"
                 )
             os.sched_yield()
-        everyone = self._comm.allgather((plan, call))
-        for rank, other in enumerate(everyone):
-            if other != everyone[0]:
-                first, differs = (
-                    f"{call} of {self._labels[plan]}" for plan, call in (everyone[0], other)
-                )
+        told = everyone.tolist()
+        for rank, other in enumerate(told):
+            if other != told[0]:
+                first, differs = self._described(told[0], other)
                 raise RuntimeError(
                     f"all-reduces must be called in the same order on all ranks: call "
                     f"{self._number} is {first} on rank 0 and {differs} on rank {rank}"
                 )
+
+    def _described(self, *both: list[int]) -> list[str]:
+        """Two calls in words; plans that look alike are told apart by when they were made."""
+        words = [f"{CALLS[call]} of {self._labels[plan]}" for plan, call in both]
+        if words[0] == words[1]:
+            pairs = zip(words, both, strict=True)
+            words = [f"{word} (plan {plan + 1} of this communicator)" for word, (plan, _) in pairs]
+        return words
 
     def close(self) -> None:
         """Called when the communicator is freed."""

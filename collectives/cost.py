@@ -21,6 +21,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+import collectives
 from collectives import cost_table
 from collectives.algorithms import ALGORITHMS, find
 from collectives.arguments import Parser, allreduce, count, num_bytes, seconds, writable
@@ -33,6 +34,7 @@ PLAIN_10_GBPS = Link(alpha=20e-6, beta=1 / 1.25e9, gamma=1 / 4e9)
 """Ten-gigabit Ethernet through TCP, and sums at 4 GB/s."""
 INSIDE_A_NODE = Link(alpha=1e-6, beta=1 / 5e9, gamma=1 / 4e9)
 """Between ranks of one node: memory that is copied twice."""
+COSTS = ("alpha", "beta", "gamma")
 WORLD_SIZES = (4, 64, 1024, 65536)
 EXPOSED_WORLD_SIZES = (2, 4, 8, 16)
 SIZES = "4K 64K 1M 16M 64M"
@@ -47,7 +49,8 @@ def parser() -> Parser:
         prog="python -m collectives.cost", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     made.add_argument("--world-sizes", nargs="+", type=count, metavar="N",
-                      help=f"default {' '.join(map(str, WORLD_SIZES))}")  # fmt: skip
+                      help=f"default {' '.join(map(str, WORLD_SIZES))}; with --exposure "
+                           f"{' '.join(map(str, EXPOSED_WORLD_SIZES))}")  # fmt: skip
     made.add_argument("--bytes", nargs="+", type=num_bytes, metavar="SIZE",
                       default=[num_bytes(size) for size in SIZES.split()],
                       help=f"sizes, K = 1024 (default {SIZES})")  # fmt: skip
@@ -88,8 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
         text = json.dumps(report, allow_nan=False, indent=2) + "\n"
         if options.json == "-":
             sys.stdout.write(text)
-        else:
+            return 0
+        try:
             Path(options.json).write_text(text, encoding="utf-8")
+        except OSError as error:
+            command.error(f"--json {options.json} cannot be written: {error.strerror}")
     return 0
 
 
@@ -111,6 +117,10 @@ def _check(options: argparse.Namespace) -> None:
     options.allreduce = list(dict.fromkeys(options.allreduce or ALGORITHMS))
     costs = {one.name: getattr(options, one.name) for one in fields(Link)}
     options.given = {name: number for name, number in costs.items() if number is not None}
+    if options.exposure and options.fit:
+        raise ValueError("--exposure needs no costs of a link: leave out --fit")
+    if options.given and not any(costs[name] or costs[name] is None for name in COSTS):
+        raise ValueError(f"one of --{', --'.join(COSTS)} must be more than 0, got 0 for all")
     if options.fit and options.given:
         first = next(iter(options.given))
         raise ValueError(f"--fit finds the costs of a link: leave out --fit or --{first}")
@@ -207,21 +217,27 @@ def _rows(curves: list[Curve], sizes: list[int]) -> list[dict[str, Any]]:
 def _exposures(options: argparse.Namespace, people: TextIO) -> dict[str, Any]:
     from collectives import exposure
 
+    ways = [(name, way) for way in collectives.TRANSPORTS for name in options.allreduce]
+    if set(ALGORITHMS) <= set(options.allreduce):
+        ways += [(name, "vendor") for name in collectives.VENDORS]
     rows: list[dict[str, Any]] = []
     for world_size in options.world_sizes:
-        for name in options.allreduce:
-            here = find(name), world_size
-            worst = exposure.ranks(*here, options.colluding)
-            alone = [exposure.of_ranks(*here, [r]) for r in range(world_size)]
+        for name, way in ways:
+            algorithm = None if way == "vendor" else find(name)
+            see_one = world_size
+            if algorithm is not None and way == exposure.MESSAGES:
+                alone = [exposure.of_ranks(algorithm, world_size, [r]) for r in range(world_size)]
+                see_one = alone.count(1)
             rows.append(
                 {
                     "algorithm": name,
+                    "transport": way,
                     "world_size": world_size,
                     "public": exposure.public(world_size),
                     "colluding": options.colluding,
-                    "ranks": worst,
-                    "link": exposure.link(*here),
-                    "ranks_that_see_one": alone.count(1),
+                    "ranks": exposure.ranks(algorithm, world_size, options.colluding, way),
+                    "link": exposure.link(algorithm, world_size, way),
+                    "ranks_that_see_one": see_one,
                 }
             )
     cost_table.exposures(rows, options.colluding, people)
@@ -229,4 +245,8 @@ def _exposures(options: argparse.Namespace, people: TextIO) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("python -m collectives.cost: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -10,6 +10,8 @@ from collectives.arguments import UNITS
 from collectives.price import Link
 
 Rows = Sequence[dict[str, Any]]
+TOO_NOISY = 0.25
+"""Median error of a fit above which its predictions are not to be trusted."""
 NOT_PRICED = (
     "not compared: too many messages to walk through, and closed forms know one kind of link only"
 )
@@ -96,7 +98,10 @@ def fits(rows: Rows, stream: TextIO) -> None:
             file=stream,
         )
     errors = sorted(abs(row["relative_error"]) for row in rows)
-    print(f"# median error {errors[len(errors) // 2]:.0%}, largest {errors[-1]:.0%}\n", file=stream)
+    print(f"# median error {errors[len(errors) // 2]:.0%}, largest {errors[-1]:.0%}", file=stream)
+    if errors[len(errors) // 2] > TOO_NOISY:
+        print("# no link explains these rows: measure again, with more --repeats", file=stream)
+    print(file=stream)
 
 
 def exposures(rows: Rows, colluding: int, stream: TextIO) -> None:
@@ -113,7 +118,11 @@ def exposures(rows: Rows, colluding: int, stream: TextIO) -> None:
     columns = {"public": "public", "ranks": seen_by, "link": "link",
                "ranks_that_see_one": "see one"}  # fmt: skip
     head = "".join(f"{title:>9}" for title in columns.values())
-    print(f"{'algorithm':<{width}}{'ranks':>7}{head}", file=stream)
+    print(f"{'algorithm':<{width}}{'transport':<10}{'ranks':>7}{head}", file=stream)
     for row in rows:
         cells = "".join(f"{row[key]:>9}" for key in columns)
-        print(f"{row['algorithm']:<{width}}{row['world_size']:>7}{cells}", file=stream)
+        print(
+            f"{row['algorithm']:<{width}}{row['transport']:<10}{row['world_size']:>7}{cells}",
+            file=stream,
+        )
+    print("# shared memory can be read by all ranks of a node, vendors are opaque: 1", file=stream)

@@ -45,6 +45,8 @@ from functools import lru_cache
 from collectives.schedule import Algorithm, Parts
 from collectives.verify import contributors, verify
 
+MESSAGES = "mpi"
+"""The transport whose schedules can be analysed."""
 OPAQUE = 1
 """The exposure of what cannot be analysed, or can be read by others: the worst that there is."""
 
@@ -58,20 +60,31 @@ def public(world_size: int) -> int:
     return world_size
 
 
-def ranks(algorithm: Algorithm, world_size: int, colluding: int = 1) -> int:
-    """Of the worst choice of `colluding` ranks, which share all that they see."""
+def ranks(
+    algorithm: Algorithm | None, world_size: int, colluding: int = 1, transport: str = MESSAGES
+) -> int:
+    """Of the worst choice of `colluding` ranks, which share all that they see.
+
+    OPAQUE without an algorithm to look at, or over another transport than messages.
+    """
     if not 1 <= colluding < world_size:
         raise ValueError(
             f"colluding must be from 1 to {world_size - 1} of {world_size} ranks, got {colluding}"
         )
+    if algorithm is None or transport != MESSAGES:
+        return OPAQUE
     choices = itertools.combinations(range(world_size), colluding)
     return _least(
         (of_ranks(algorithm, world_size, some) for some in choices), world_size - colluding
     )
 
 
-def link(algorithm: Algorithm, world_size: int) -> int:
-    """Of the worst link between two ranks; without links of the final sum."""
+def link(algorithm: Algorithm | None, world_size: int, transport: str = MESSAGES) -> int:
+    """Of the worst link between two ranks; without links of the final sum. OPAQUE as for `ranks`:
+    whoever reads the shared memory of a node reads all of it.
+    """
+    if algorithm is None or transport != MESSAGES:
+        return OPAQUE
     pairs = map(sorted, _messages(algorithm, world_size))
     return _least((of_link(algorithm, world_size, a, b) for a, b in pairs), public(world_size))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -87,8 +88,11 @@ def measure(
     dtype: str,
     num_repeats: int,
     one_node: bool,
-) -> list[dict[str, Any]]:
-    """One row for each of `chosen` and for MPI's own, at one size. Every rank must call it."""
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """One row for each of `chosen` and for MPI's own, at one size. Every rank must call it.
+
+    Also notes on what had to be left out: the shared memory of a container is often small.
+    """
     import numpy as np
 
     length = size // np.dtype(dtype).itemsize
@@ -100,10 +104,10 @@ def measure(
     in_place = collectives.make_plan(NATIVE, comm, length, dtype)
     natives = [in_place.run, Native(comm, length, dtype).run]
     native_wrong = _count_wrong(comm, in_place)
-    shares = one_node and any(route.transport == "shm" for route in chosen)
-    limit = _MemoryLimit(comm, length, dtype, needed=shares)
+    limit = _MemoryLimit(comm, length, dtype)
     seconds_of_native: list[float] = []
     rows = []
+    notes: list[str] = []
 
     def row(name: str, transport: str, seconds: float, best: float, wrong: int) -> dict[str, Any]:
         return {
@@ -122,10 +126,17 @@ def measure(
         }
 
     for route in chosen:
-        with collectives.make_plan(route.name, comm, length, dtype, transport=route.asked) as plan:
+        try:
+            made = _make(comm, route, length, dtype, limit)
+        except ValueError as error:
+            if route.transport != "shm":
+                raise
+            notes.append(f"left out: {route.name}: {error}")
+            continue
+        with made as plan:
             wrong = _count_wrong(comm, plan)
-            over_memory = plan.transport == "shm" and limit.run is not None
-            turns = [plan.run, *natives, *([limit.run] if over_memory and limit.run else [])]
+            work = limit.work() if plan.transport == "shm" and one_node else None
+            turns = [plan.run, *natives, *([work] if work is not None else [])]
             ours, first, second, *alone = _medians(comm, turns, num_repeats)
             seconds_of_native += [first, min(first, second)]
             found = row(plan.name, plan.transport, ours, min(first, second), wrong)
@@ -140,24 +151,41 @@ def measure(
     rows.append(row(NATIVE, in_place.transport, usual, best, native_wrong))
     limit.close()
     in_place.close()
-    return rows
+    return rows, notes
 
 
 class _MemoryLimit:
     """The additions and copies of a direct exchange through shared memory, with nobody waiting."""
 
-    def __init__(self, comm: MPI.Intracomm, length: int, dtype: str, *, needed: bool) -> None:
+    def __init__(self, comm: MPI.Intracomm, length: int, dtype: str) -> None:
+        self._arguments = f"butterfly:{comm.size}" if comm.size > 1 else "", comm, length, dtype
         self._plan: Any = None
-        self.run: Callable[[], None] | None = None
-        if needed and comm.size > 1:
-            name = f"butterfly:{comm.size}"
-            self._plan = collectives.make_plan(name, comm, length, dtype, transport="shm")
-            self.run = self._plan.work_alone
 
-    def close(self) -> None:
-        """Give the memory back."""
-        if self._plan is not None:
-            self._plan.close()
+    def work(self) -> Callable[[], None] | None:
+        """Do it once; None where there is no room for its buffers. Every rank must call it."""
+        if self._plan is None and self._arguments[0]:
+            with contextlib.suppress(ValueError):  # the same on all ranks
+                self._plan = collectives.make_plan(*self._arguments, transport="shm")
+        return None if self._plan is None else self._plan.work_alone
+
+    def close(self) -> bool:
+        """Give the memory back; whether there was any."""
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            plan.close()
+        return plan is not None
+
+
+def _make(
+    comm: MPI.Intracomm, route: Route, length: int, dtype: str, limit: _MemoryLimit
+) -> collectives.AllReduce:
+    """The plan of a route, which has the shared memory before the limit has."""
+    try:
+        return collectives.make_plan(route.name, comm, length, dtype, transport=route.asked)
+    except ValueError:
+        if route.transport != "shm" or not limit.close():
+            raise
+    return collectives.make_plan(route.name, comm, length, dtype, transport=route.asked)
 
 
 def _medians(comm: MPI.Intracomm, turns: list[Callable[[], None]], num_repeats: int) -> list[float]:

@@ -41,7 +41,7 @@ class Plan(AllReduce):
         self.name = algorithm.name
         self.transport = transport.name
         self._transport = transport
-        self.buffer = transport.allocate(length, dtype) if buffer is None else buffer
+        self._buffer = transport.allocate(length, dtype) if buffer is None else buffer
         layout = Layout(algorithm, transport.world_size, length)
         self._steps, self.scratch_bytes = transport.prepare(layout, self.buffer)
         self._current = 0
@@ -98,5 +98,5 @@ class Plan(AllReduce):
         for step in self._steps:
             step.free()
         self._steps = []
-        self.buffer = self._transport.detach(self.buffer)
+        self._buffer = self._transport.detach(self.buffer)
         self._transport.close()

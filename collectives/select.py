@@ -2,8 +2,8 @@
 
 The benchmark leaves its rows in a table of its own for every place: hosts, nodes of the ranks, MPI.
 Between measured sizes times are interpolated on logarithmic scales. Without a table for this place,
-or far from the sizes that are in it, the cost model decides with round numbers for one message, one
-byte and one addition.
+as long as some schedule is missing in it, or far from the sizes that are in it, the cost model
+decides with round numbers for one message, one byte and one addition.
 
     $XDG_CACHE_HOME/dpsgd/all-reduce-<digest of the place>.json      (default ~/.cache)
 """
@@ -19,6 +19,7 @@ import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,50 +111,65 @@ def choose(
 
     def best() -> Choice:
         return _measured(place, num_bytes, dtype, transports) or _modelled(
-            place, num_bytes, transports
+            place, num_bytes, tuple(transports)
         )
 
     return on_root(comm, ValueError, best)
 
 
 def _measured(place: Place, num_bytes: int, dtype: str, transports: Sequence[str]) -> Choice | None:
-    times: dict[tuple[str, str], dict[int, float]] = {}
+    """The fastest by rows of this dtype or else of any, if they have all that could be chosen."""
     rows = _load(place)
     same = [row for row in rows if row["dtype"] == dtype]
-    for row in same or rows:
+    for known in (same, rows):
+        seconds = _interpolations(known, num_bytes, dtype, transports)
+        if seconds and seconds.keys() >= set(_schedules(place, transports)):
+            return _best(seconds, f"measured here with collectives.bench, {place.table}")
+    return None
+
+
+def _interpolations(
+    rows: Sequence[Row], num_bytes: int, dtype: str, transports: Sequence[str]
+) -> dict[tuple[str, str], float]:
+    """Seconds by (name, transport), where measured sizes are near."""
+    times: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
         ours = row["transport"] in transports
         exact = row["algorithm"] == "mpi" and dtype.startswith(("int", "uint"))
         if ours and (row["transport"] != "vendor" or exact):
             points = times.setdefault((row["algorithm"], row["transport"]), {})
             points[row["bytes"]] = row["seconds_median"]
-    seconds = {
+    return {
         route: _interpolated(points, num_bytes)
         for route, points in times.items()
         if min(points) / FARTHEST <= num_bytes <= max(points) * FARTHEST
     }
-    if not seconds:
-        return None
-    return _best(seconds, f"measured here with collectives.bench, {place.table}")
 
 
-def _modelled(place: Place, num_bytes: int, transports: Sequence[str]) -> Choice:
+def _schedules(place: Place, transports: Sequence[str]) -> list[tuple[str, str]]:
+    """All (name, transport) that could be chosen here; vendors are opaque."""
+    return [
+        (name, transport)
+        for transport in transports
+        for name in ALGORITHMS
+        if transport == "mpi" or (transport == "shm" and (place.one_node or name == "hierarchical"))
+    ]
+
+
+@lru_cache  # a second or more for a hundred ranks
+def _modelled(place: Place, num_bytes: int, transports: tuple[str, ...]) -> Choice:
     world_size = len(place.hosts)
     one_node = place.one_node
     shared = not one_node and len(set(place.nodes)) < world_size
     seconds = {}
-    for transport in transports:
-        if transport == "vendor":
-            continue  # opaque
+    for name, transport in _schedules(place, transports):
         inside = MODEL[transport]
         between = inside if one_node else MODEL["network"]
-        for name, algorithm in ALGORITHMS.items():
-            if not one_node and transport == "shm" and name != "hierarchical":
-                continue
-            with contextlib.suppress(ValueError):  # too large a world for this one
-                seconds[name, transport] = predict(
-                    algorithm, world_size, num_bytes, between, nodes=place.nodes,
-                    inside=inside if shared else None,
-                )  # fmt: skip
+        with contextlib.suppress(ValueError):  # too large a world for this one
+            seconds[name, transport] = predict(
+                ALGORITHMS[name], world_size, num_bytes, between, nodes=place.nodes,
+                inside=inside if shared else None,
+            )  # fmt: skip
     why = "by the cost model; python -m collectives.bench measures instead"
     return (
         _best(seconds, why)

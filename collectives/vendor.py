@@ -34,7 +34,7 @@ class VendorMpi(AllReduce):
         self._mpi = mpi
         self._comm = comm.Dup()
         self._request: MPI.Request | None = None
-        self.buffer = buffer
+        self._buffer = buffer
 
     @staticmethod
     def missing() -> None:
@@ -78,7 +78,7 @@ class VendorGloo(AllReduce):
             )
         self._comm = comm.Dup()
         self._work: Any = None
-        self.buffer = buffer
+        self._buffer = buffer
         dtype = self.SIGNED.get(str(buffer.dtype), str(buffer.dtype))
         self._tensor = torch.from_numpy(buffer.view(dtype))
 

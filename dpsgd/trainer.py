@@ -123,7 +123,8 @@ def train(
         ledger = Ledger(run.ledger, comm, run)
         params = comm.bcast(model.initial(run.seed))
         average = optimizers.Average(params, config.averaging)
-        route = all_reduce.choice or f"{all_reduce.name} over {all_reduce.transport}"
+        over = "" if all_reduce.transport == "vendor" else f" over {all_reduce.transport}"
+        route = all_reduce.choice or f"{all_reduce.name}{over}"
         step = _Step(config, dataset, run, engine, all_reduce, comm.rank)
         spent = LiveEpsilon(run.accounted, run.epsilon, run.delta, run.imprecision)
         comm.Barrier()

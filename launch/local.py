@@ -18,6 +18,7 @@ from launch.world import TERMINAL_COLUMNS, cores, threads_per_rank, without_laun
 
 MAIN_JOB = "dpsgd.run"
 MAX_RANKS = 4096
+OUR_PACKAGES = ("collectives", "dpsgd", "launch", "preprocess")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,7 +44,9 @@ def run(options: argparse.Namespace) -> int:
         words = mpi.line_here(options.ranks)
     except mpi.MpiError as error:
         raise LaunchError(str(error)) from None
-    words += [shown(sys.executable), "-m", options.module, *options.options]
+    # A rank of a program of one's own that fails would leave the others waiting; ours end the job.
+    end_together = [] if options.module.partition(".")[0] in OUR_PACKAGES else ["-m", "mpi4py"]
+    words += [shown(sys.executable), *end_together, "-m", options.module, *options.options]
     added = {"OMP_NUM_THREADS": str(threads_per_rank(options.ranks))}
     added = {name: value for name, value in added.items() if name not in os.environ}
     assignments = [f"{name}={value}" for name, value in added.items()]

@@ -29,17 +29,41 @@ from helpers import ROOT
 SIZES = ("4K", "64K", "1M")
 SECONDS_TO_FINISH = 600
 MODELS = ("fitted", "plain")
+LONG = 1024**2  # bytes from which on the rate of the links decides, not their latency
+LARGEST_ERROR, LARGEST_ERROR_OF_SHORT = 0.10, 0.20
+BEST_FOR_LONG = ("ring", "halving-doubling")
+LEAST_REACHED = 0.90
 
 
 def report(hosts: Hosts, options: argparse.Namespace) -> int:
-    """Print a table for each MPI; with --json its rows as well."""
+    """Print a table for each MPI; with --json its rows as well. 1 if the model is too far off."""
     found = {}
     for mpi in [options.mpi] if options.mpi else ENVIRONMENTS:
         found[mpi] = _measure(hosts, mpi, bytes_per_second(options.rate), options.latency)
         _table(mpi, found[mpi])
     if options.json:
         options.json.write_text(json.dumps(found, allow_nan=False, indent=2) + "\n")
-    return 0
+    complaints = [f"{mpi}: {one}" for mpi, those in found.items() for one in _far(those["rows"])]
+    for one in complaints:
+        print(f"# too far off: {one}")
+    return 1 if complaints else 0
+
+
+def _far(rows: list[dict[str, Any]]) -> list[str]:
+    """What is not as near to the model as it should be."""
+    far = []
+    for row in rows:
+        what = f"{row['algorithm']} at {shown_bytes(row['bytes'])}"
+        if "fitted_seconds" not in row:
+            continue
+        error = row["fitted_seconds"] / row["seconds_median"] - 1
+        most = LARGEST_ERROR if row["bytes"] >= LONG else LARGEST_ERROR_OF_SHORT
+        if abs(error) > most:
+            far.append(f"{what}: fitted model {error:+.0%}, at most {most:.0%}")
+        reached = row["plain_seconds"] / row["seconds_median"]
+        if row["bytes"] >= LONG and row["algorithm"] in BEST_FOR_LONG and reached < LEAST_REACHED:
+            far.append(f"{what}: {reached:.0%} of the plain model, at least {LEAST_REACHED:.0%}")
+    return far
 
 
 def _output(hosts: Hosts, mpi: str, *program: str | Path, **options: Any) -> str:

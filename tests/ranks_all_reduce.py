@@ -16,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 import collectives
+from collectives.schedule import Setting
 from collectives.select import place_of
 from collectives.transports import shm
 from collectives.transports.base import CHUNK_BYTES
@@ -80,7 +81,8 @@ def check(comm: MPI.Intracomm, name: str, transport: str, length: int, dtype: st
             results.append(plan.buffer.tobytes())
             plan.buffer[:] = 1  # at once: nobody may still be reading
         if plan.transport != "vendor":
-            told = collectives.find(name).traffic(comm.size).scratch if name in SCRATCH else 1e9
+            setting = Setting(num_bytes=plan.buffer.nbytes, nodes=place_of(comm).nodes)
+            told = collectives.find(name).adapted(setting).traffic(comm.size).scratch
             spare = 0 if "int" in dtype else CHUNK_BYTES  # for the order of additions
             most = told * plan.buffer.nbytes + spare + 8 * comm.size  # parts differ by an element
             assert plan.scratch_bytes <= most, f"{plan.scratch_bytes} bytes of scratch: {where}"
@@ -94,10 +96,6 @@ def check(comm: MPI.Intracomm, name: str, transport: str, length: int, dtype: st
         assert len(set(digests)) == 1, f"ranks differ: {where}"
         assert results[0] == results[1], f"timing changed the result: {where}"
     return results[0]
-
-
-SCRATCH = {name for name in collectives.ALGORITHMS if name != "hierarchical"}
-"""Algorithms that are the same here as in their documentation, whatever the nodes."""
 
 
 def main() -> None:

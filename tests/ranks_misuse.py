@@ -13,6 +13,7 @@ import numpy as np
 
 import collectives
 from collectives import calls
+from collectives.transports import shm
 from collectives.transports.mpi import world
 
 comm = world()
@@ -108,6 +109,71 @@ def wait_without_start():
     make().wait()
 
 
+def buffer_assigned():
+    make().buffer = np.ones(10, np.int32)
+
+
+def narrow_length():
+    """200 * 4 does not fit into 8 bits."""
+    with make("butterfly:2", np.uint8(200), transport="mpi") as plan:
+        plan.buffer[:] = 1
+        plan.run()
+        assert (plan.buffer == comm.size).all()
+    raise RuntimeError("none: all is well")
+
+
+def waited_in_another_order():
+    """Who waits for one all-reduce goes on with the others, too; so does one who runs another."""
+    for transport in collectives.TRANSPORTS:
+        first, second = make(transport=transport), make("tree", 7, transport=transport)
+        for plan in (first, second):
+            plan.buffer[:] = 1
+            plan.start()
+        for plan in (second, first) if last else (first, second):
+            plan.wait()
+        assert (first.buffer == comm.size).all() and (second.buffer == comm.size).all()
+        first.start()
+        if last:
+            first.wait()
+            second.run()
+        else:
+            second.run()
+            first.wait()
+        assert (first.buffer == comm.size**2).all() and (second.buffer == comm.size**2).all()
+        for plan in (first, second):
+            plan.close()
+    raise RuntimeError("none: all is well")
+
+
+def complete_already():
+    """Whether a look found it complete depends on the time; what comes then must not."""
+    for transport in collectives.TRANSPORTS:
+        with make(transport=transport) as plan:
+            plan.start()
+            while not plan.test():
+                pass
+            assert plan.test()
+            plan.wait()
+            plan.wait(timeout=1)
+            plan.run()
+    raise RuntimeError("none: all is well")
+
+
+def negative_timeout():
+    plan = make(transport="mpi")
+    plan.start()
+    try:
+        plan.wait(timeout=-1)
+    finally:
+        plan.wait()
+        plan.close()
+
+
+def closed_instead_of_run():
+    plan = make(debug=True)
+    plan.close() if last else plan.run()
+
+
 def late(transport):
     """The last rank comes half a second late, the others look up before."""
     with make("alltoall", transport=transport) as plan:
@@ -165,6 +231,23 @@ def not_a_name():
     make(None if last else "ring")
 
 
+def alike_out_of_order():
+    first, second = make(debug=True), make(debug=True)
+    (second if last else first).run()
+
+
+def called_late():
+    """The others give up; the late one is told, too, or ends by its own time limit."""
+    plan = make(debug=True)
+    calls.SECONDS_TO_JOIN = 0.3
+    if last:
+        time.sleep(0.6)
+    try:
+        plan.run()
+    finally:
+        calls.SECONDS_TO_JOIN = 60.0
+
+
 def not_called_at_all():
     plan = make(debug=True)
     calls.SECONDS_TO_JOIN = 0.3
@@ -177,9 +260,11 @@ def not_called_at_all():
 CASES = [
     other_algorithm, other_length, other_dtype, other_transport, unknown_on_one_rank,
     too_many_degrees, strange_dtype, negative_length, transport_of_a_vendor, not_contiguous,
-    read_only, other_shape, own_buffer_in_shared_memory, run_after_close, started_twice,
-    closed_while_running, wait_without_start, late_by_messages, late_in_memory,
-    called_out_of_order, started_and_run, another_communicator, not_a_name, not_called_at_all,
+    buffer_assigned, negative_timeout, narrow_length, waited_in_another_order, complete_already,
+    read_only, other_shape, own_buffer_in_shared_memory, run_after_close, started_twice, closed_while_running,
+    wait_without_start, late_by_messages, late_in_memory, called_out_of_order, started_and_run,
+    alike_out_of_order,
+    closed_instead_of_run, another_communicator, not_a_name, not_called_at_all,
 ]  # fmt: skip
 
 
@@ -187,7 +272,7 @@ def misuse() -> None:
     for case in CASES:
         try:
             case()
-        except (ValueError, RuntimeError, TimeoutError) as error:
+        except (AttributeError, ValueError, RuntimeError, TimeoutError) as error:
             found = f"{case.__name__}: {type(error).__name__}: {error}"
         else:
             found = f"{case.__name__}: nothing was noticed"
@@ -211,4 +296,19 @@ def memory() -> None:
         print("nothing grew")
 
 
-{"misuse": misuse, "memory": memory}[sys.argv[1]]()
+def aliases() -> None:
+    """Plans come and go while the program still has their buffers in a variable of its own."""
+    for _ in range(3000):  # more than MPICH has communicators
+        with make("ring", 100_000, transport="shm") as plan:
+            buffer = plan.buffer
+            buffer[:] = 1
+            plan.run()
+    assert buffer[0] == comm.size
+    assert len(shm._KEPT) <= 2, f"{len(shm._KEPT)} windows are kept"
+    del buffer
+    make("ring", 10, transport="shm").close()
+    if comm.rank == 0:
+        print("nothing is kept" if not shm._KEPT else "windows are kept")
+
+
+{"misuse": misuse, "memory": memory, "aliases": aliases, "late": called_late}[sys.argv[1]]()

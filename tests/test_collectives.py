@@ -69,6 +69,13 @@ DIFFERENT = {
     "not_contiguous": "buffer must be contiguous, got strides of 8 bytes",
     "read_only": "buffer must be writable, got a read-only array on rank 2",
     "other_shape": "buffer must have shape (10,) and dtype int32, got (2, 5) and int32",
+    "negative_timeout": "timeout must be 0 or more seconds, or None, got -1",
+    "closed_instead_of_run": "is run of the all-reduce ring of 10 x int32 on rank 0 and close of "
+    "the all-reduce ring of 10 x int32 on rank 2",
+    "buffer_assigned": "property 'buffer' of 'Plan' object has no setter",
+    "narrow_length": "none: all is well",
+    "waited_in_another_order": "none: all is well",
+    "complete_already": "none: all is well",
     "own_buffer_in_shared_memory": "transport shm sums in its own shared memory",
     "run_after_close": "run was called on the all-reduce ring of 10 x int32, but it is closed",
     "started_twice": "start was called on the all-reduce ring of 10 x int32, but it is started; "
@@ -81,6 +88,8 @@ DIFFERENT = {
     "of the all-reduce tree of 7 x int32 on rank 2",
     "started_and_run": "is run of the all-reduce ring of 10 x int32 on rank 0 and start of the "
     "all-reduce ring of 10 x int32 on rank 2",
+    "alike_out_of_order": "of 10 x int32 (plan 5 of this communicator) on rank 0 and run of the "
+    "all-reduce ring of 10 x int32 (plan 6 of this communicator) on rank 2",
     "another_communicator": "none: all is well",
     "not_a_name": "allreduce must be a name, got None on rank 2",
 }
@@ -108,6 +117,19 @@ def test_one_who_waits_too_long_names_the_late_rank(
 def test_a_call_that_some_rank_does_not_make_is_noticed(mistakes: dict[str, list[str]]) -> None:
     """With the debug option; the late rank itself cannot know."""
     assert "some rank called nothing for 0.3 s" in mistakes["not_called_at_all"][0]
+
+
+def test_a_rank_that_calls_too_late_does_not_hang_in_the_comparison(mpirun: Launch) -> None:
+    """Under the debug option; the exception of the others ends it, here by mpi4py's runner."""
+    done = mpirun(2, "-m", "mpi4py", HERE / "ranks_misuse.py", "late")
+    assert done.returncode != 0
+    assert "rank 0 called run of the all-reduce ring of 10 x int32, and some rank" in done.stderr
+
+
+def test_plans_whose_buffers_are_still_in_a_variable_do_not_pile_up(mpirun: Launch) -> None:
+    done = mpirun(2, HERE / "ranks_misuse.py", "aliases")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "nothing is kept\n"
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import collectives
 from collectives.measure import Route, routes
-from helpers import Launch
+from helpers import Launch, clean_environment, finish
+from launch import mpi
 
 pytestmark = pytest.mark.mpi
 QUICK = ("-m", "collectives.bench", "--repeats", "1")
@@ -71,6 +75,26 @@ def test_transports_can_be_chosen() -> None:
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize(("megabytes", "fits"), [(24, False), (44, True)])
+def test_little_shared_memory_costs_rows_not_the_benchmark(
+    tmp_path: Path, megabytes: int, fits: bool
+) -> None:
+    """As in a container: 2 buffers of 16 MB and what MPI needs itself; never room for the limit."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--mount", "true"]).returncode:
+        pytest.skip("a file system cannot be mounted here (unshare --mount, as root)")
+    mount = f'mount -t tmpfs -o size={megabytes}m tmpfs /dev/shm && exec "$@"'
+    job = ["--allreduce", "ring", "--bytes", "4K", "16M", "--json", "rows.json"]
+    words = [*mpi.line_here(2), sys.executable, *QUICK, *job]
+    environment = clean_environment(XDG_CACHE_HOME=str(tmp_path))
+    done = finish(["unshare", "--mount", "sh", "-c", mount, "-", *words], tmp_path, environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    large = [row for row in found if row["bytes"] == 16 * 1024**2]
+    assert {row["transport"] for row in large} == {"mpi", "vendor"} | ({"shm"} if fits else set())
+    assert all(row["memory_limit_fraction"] is None for row in large)
+    assert ("# left out: ring: transport shm needs 33554432 bytes" in done.stdout) != fits
+
+
 def test_json_without_a_file_is_alone_on_standard_output(mpirun: Launch, tmp_path: Path) -> None:
     done = mpirun(
         2, *QUICK, "--allreduce", "ring", "--bytes", "64", "--json", XDG_CACHE_HOME=str(tmp_path)
@@ -120,7 +144,9 @@ def test_auto_takes_what_was_the_fastest_here(mpirun: Launch, tmp_path: Path) ->
     name, transport, reason = chosen(mpirun, tmp_path)
     assert transport == "shm" and name in collectives.ALGORITHMS
     assert "by the cost model; python -m collectives.bench measures instead" in reason
-    bench(mpirun, 2, tmp_path, "--bytes", "4K", "64K", "--allreduce", "ring", "tree")
+    bench(mpirun, 2, tmp_path, "--bytes", "4K", "--allreduce", "ring", "tree")
+    assert "by the cost model" in chosen(mpirun, tmp_path)[2], "others may be faster"
+    bench(mpirun, 2, tmp_path, "--bytes", "4K", "64K")
     change_table(tmp_path, {("tree", "mpi"): 1e-3, ("ring", "shm"): 2e-3})
     name, transport, reason = chosen(mpirun, tmp_path)
     assert (name, transport) == ("tree", "mpi")
@@ -178,7 +204,7 @@ def test_the_model_chooses_for_any_number_of_hosts(num_hosts: int, per_host: int
     ranks = num_hosts * per_host
     nodes = tuple(rank // per_host for rank in range(ranks))
     place = select.Place(hosts=tuple(map(str, nodes)), nodes=nodes, library="x")
-    ways = ["shm", "mpi"] if per_host > 1 else ["mpi"]
+    ways = ("shm", "mpi") if per_host > 1 else ("mpi",)
     small, large = (select._modelled(place, size, ways) for size in (4, 2**24))
     assert large.name in ("halving-doubling", "butterfly", "hierarchical", "ring")
     assert small.name in collectives.ALGORITHMS

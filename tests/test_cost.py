@@ -196,8 +196,10 @@ def test_exposure_is_shown_instead(capsys: pytest.CaptureFixture[str]) -> None:
     report = report_of(capsys, "--exposure", "--world-sizes", "4", "--allreduce", "tree")
     assert report == {
         "rows": [
-            {"algorithm": "tree", "world_size": 4, "public": 4, "ranks": 1, "link": 1,
-             "colluding": 1, "ranks_that_see_one": 2},
+            {"algorithm": "tree", "transport": "mpi", "world_size": 4, "public": 4, "ranks": 1,
+             "link": 1, "colluding": 1, "ranks_that_see_one": 2},
+            {"algorithm": "tree", "transport": "shm", "world_size": 4, "public": 4, "ranks": 1,
+             "link": 1, "colluding": 1, "ranks_that_see_one": 4},
         ]
     }  # fmt: skip
 
@@ -205,7 +207,7 @@ def test_exposure_is_shown_instead(capsys: pytest.CaptureFixture[str]) -> None:
 def test_exposure_to_colluding_ranks_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     asked = "--exposure", "--world-sizes", "4", "--allreduce", "ring", "--colluding", "2"
     report = report_of(capsys, *asked)
-    assert [(row["colluding"], row["ranks"]) for row in report["rows"]] == [(2, 1)]
+    assert [(row["colluding"], row["ranks"]) for row in report["rows"]] == [(2, 1), (2, 1)]
     assert cost.main([*asked]) == 0
     assert "worst 2 ranks together" in capsys.readouterr().out
 
@@ -218,12 +220,23 @@ def test_json_goes_to_a_file_as_well(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(file.read_text())["rows"]
 
 
+@pytest.mark.usefixtures("no_picture")
+def test_a_report_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cost.main([*SMALL, "--json", "/dev/full"])
+    assert end.value.code == 2
+    complaint = "error: --json /dev/full cannot be written: No space left on device\n"
+    assert capsys.readouterr().err.endswith(complaint)
+
+
 WRONG = {
     "--world-sizes 0": "argument --world-sizes: must be an integer of at least 1, got '0'",
     "--world-sizes 1": "world sizes must be from 2 to 100000, got 1",
     "--world-sizes 100001": "world sizes must be from 2 to 100000, got 100001",
     "--exposure --world-sizes 65": "world sizes must be from 2 to 64 with --exposure, got 65",
     "--exposure --world-sizes 4 --colluding 4": "colluding must be from 1 to 3 of 4 ranks, got 4",
+    "--exposure --fit few.json": "--exposure needs no costs of a link: leave out --fit",
+    "--alpha 0 --beta 0 --gamma 0": "one of --alpha, --beta, --gamma must be more than 0",
     "--colluding 2": "--colluding asks who sees what: give --exposure as well",
     "--bytes 0": "argument --bytes: bytes must look like 4096, 64K or 1M, got '0'",
     "--allreduce rang": "argument --allreduce: algorithm must be one of",

@@ -114,6 +114,8 @@ def test_a_dry_run_shows_the_line_with_the_threads_of_each_rank(
             f"OMP_NUM_THREADS={threads} {only}/mpirun -np {ranks} {only}/elsewhere/python -m "
             f"dpsgd.run --out 'a b'\n"
         )
+    assert command.main(["local", "--dry-run", "--module", "mine"]) == 0
+    assert "-m mpi4py -m mine" in capsys.readouterr().out, "a rank that fails ends the others"
     assert command.main(["local", "--dry-run", "--module", "collectives.bench"]) == 0
     assert capsys.readouterr().out.endswith("/python -m collectives.bench\n")
     monkeypatch.setenv("OMP_NUM_THREADS", "5")  # the user's own wish

@@ -139,7 +139,7 @@ def hierarchy(name: str, inner: Algorithm, outer: Algorithm, nodes_of: NodesOf) 
             messages=inside.messages + between.messages + extras,
             sent=inside.sent + between.sent * share + extras,
             scratch=max(inside.scratch, between.scratch * share, extras),
-            bound=True,
+            bound=inside.bound or between.bound or largest > core,  # no one rank need have it all
         )
 
     def price(world_size: int) -> Price:

@@ -116,7 +116,7 @@ def with_segments(name: str, num_segments: int) -> Algorithm:
             messages=num_segments * height,
             sent=height,
             scratch=min(num_segments, height) / num_segments,
-            bound=num_segments > 1 or world_size != 1 << height,
+            bound=num_segments > 1,
         )
 
     def price(world_size: int) -> Price:

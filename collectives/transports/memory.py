@@ -76,7 +76,7 @@ class Progress:
 
     def late(self, waits: Waits) -> list[int]:
         """Those who are not."""
-        return [rank for rank, value in waits if self._counters[rank][0] < self.base + value]
+        return sorted({rank for rank, at in waits if self._counters[rank][0] < self.base + at})
 
 
 @dataclass

@@ -7,6 +7,7 @@ from them.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, cast
 
@@ -162,7 +163,13 @@ class MpiTransport:
         scratch: NDArray[Any],
         spare: NDArray[Any],
     ) -> MpiStep:
-        """One round, bound to its memory; receives are posted first."""
+        """One round, bound to its memory; receives are posted first.
+
+        Requests that are started together may start in any order: messages between the same two
+        ranks are told apart by their tags, which count them.
+        """
+        sent: Counter[int] = Counter()
+        received: Counter[int] = Counter()
         sends: list[MPI.Prequest] = []
         receives: list[MPI.Prequest] = []
         added: dict[Parts, list[tuple[int, NDArray[Any]]]] = {}
@@ -170,7 +177,8 @@ class MpiTransport:
         for e in exchanges:
             if e.send_to is not None:
                 array = buffer[layout.elements(e.send_parts)]
-                sends.append(self._comm.Send_init(array, dest=e.send_to))
+                sends.append(self._comm.Send_init(array, e.send_to, tag=sent[e.send_to]))
+                sent[e.send_to] += 1
             if e.recv_from is None:
                 continue
             if e.combine is ADD:
@@ -180,7 +188,8 @@ class MpiTransport:
                 added.setdefault(e.recv_parts, []).append((e.recv_from, array))
             else:
                 array = buffer[layout.elements(e.recv_parts)]
-            receives.append(self._comm.Recv_init(array, source=e.recv_from))
+            receives.append(self._comm.Recv_init(array, e.recv_from, tag=received[e.recv_from]))
+            received[e.recv_from] += 1
         sums: list[Sum] = []
         for parts, values in added.items():
             own = buffer[layout.elements(parts)]

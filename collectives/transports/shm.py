@@ -14,6 +14,7 @@ apart round by round, as `hierarchical` does.
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -32,8 +33,36 @@ HEADER_BYTES = 128
 PAGE_BYTES = 4096
 SHARED_MEMORY = "/dev/shm"
 
-_KEPT: list[object] = []
-"""Windows that cannot be freed because somebody still looks into them."""
+
+@dataclass
+class _Kept:
+    """A window into which somebody still looks; freed together, on all ranks of its node, later."""
+
+    window: MPI.Win
+    node: MPI.Intracomm
+    looks: list[weakref.ref[NDArray[Any]]]
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process still has one of the arrays, or a part of one."""
+        return any(look() is not None for look in self.looks)
+
+
+_KEPT: list[_Kept] = []
+
+
+def _free_kept(node: MPI.Intracomm) -> None:
+    """Free the windows of these ranks that nobody looks into any more. All of them must call it."""
+    same = (MPI.IDENT, MPI.CONGRUENT)
+    mine = [one for one in _KEPT if MPI.Comm.Compare(one.node, node) in same]
+    if not mine:  # as on all these ranks: they have closed the same plans
+        return
+    held = node.allgather([one.is_held for one in mine])
+    for one, *anywhere in zip(mine, *held, strict=True):
+        if not any(anywhere):
+            one.window.Free()
+            one.node.Free()
+            _KEPT.remove(one)
 
 
 class ShmTransport:
@@ -44,8 +73,8 @@ class ShmTransport:
     def __init__(self, comm: MPI.Intracomm) -> None:
         self.rank: int = comm.rank
         self.world_size: int = comm.size
-        self._messages = MpiTransport(comm)
         self._node = cast(MPI.Intracomm, comm.Split_type(MPI.COMM_TYPE_SHARED))
+        self._messages = MpiTransport(comm) if self._node.size < comm.size else None
         self._local: list[int] = self._node.allgather(comm.rank)
         self._window: MPI.Win | None = None
         self._memory: dict[int, memoryview] = {}
@@ -53,6 +82,7 @@ class ShmTransport:
 
     def allocate(self, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """The buffer, in the shared window."""
+        _free_kept(self._node)
         num_bytes = -(-(HEADER_BYTES + length * dtype.itemsize) // PAGE_BYTES) * PAGE_BYTES
         info = MPI.Info.Create({"alloc_shared_noncontig": "true"})
         self._window = MPI.Win.Allocate_shared(num_bytes, 1, info, self._node)
@@ -82,15 +112,14 @@ class ShmTransport:
         return buffer.copy()
 
     def close(self) -> None:
-        """Free the window, unless somebody on any rank still holds the buffer or a part of it."""
+        """Free the window; later, if somebody on any rank still holds the buffer or a part."""
         looks = [weakref.ref(array) for array in self._buffers.values()]
         self._buffers.clear()
-        held = any(look() is not None for look in looks)
+        if self._messages is not None:
+            self._messages.close()
         if self._window is not None:
             self._window.Unlock_all()
-            if self._node.allreduce(int(held)):
-                _KEPT.append(self._window)
-            else:
-                self._window.Free()
-        self._node.Free()
-        self._messages.close()
+            _KEPT.append(_Kept(self._window, self._node, looks))
+            _free_kept(self._node)
+        else:
+            self._node.Free()

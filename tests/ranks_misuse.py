@@ -261,10 +261,10 @@ CASES = [
     other_algorithm, other_length, other_dtype, other_transport, unknown_on_one_rank,
     too_many_degrees, strange_dtype, negative_length, transport_of_a_vendor, not_contiguous,
     buffer_assigned, negative_timeout, narrow_length, waited_in_another_order, complete_already,
-    read_only, other_shape, own_buffer_in_shared_memory, run_after_close, started_twice, closed_while_running,
-    wait_without_start, late_by_messages, late_in_memory, called_out_of_order, started_and_run,
-    alike_out_of_order,
-    closed_instead_of_run, another_communicator, not_a_name, not_called_at_all,
+    read_only, other_shape, own_buffer_in_shared_memory, run_after_close, started_twice,
+    closed_while_running, wait_without_start, late_by_messages, late_in_memory,
+    called_out_of_order, started_and_run, alike_out_of_order, closed_instead_of_run,
+    another_communicator, not_a_name, not_called_at_all,
 ]  # fmt: skip
 
 

@@ -11,16 +11,19 @@ import math
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
-from mpi4py import MPI
 
 import collectives
 from collectives.schedule import Setting
 from collectives.select import place_of
 from collectives.transports import shm
 from collectives.transports.base import CHUNK_BYTES
-from collectives.transports.mpi import world
+from collectives.transports.mpi import world  # the first to load MPI
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 LENGTHS = (0, 1, 2, 7, 1000, 100_003)
 MORE = ("butterfly:2", "butterfly:2,2", "hierarchical:tree,ring", "tree:3")

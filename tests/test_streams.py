@@ -1,17 +1,18 @@
-"""Random streams and Poisson sampling."""
+"""Random streams."""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from scipy import stats
 
 from dpsgd import streams
-from dpsgd.sampling import PoissonSampler, _digits
-from dpsgd.streams import MAX_GAUSSIAN, Stream
+from dpsgd.streams import BLOCK_BYTES, MAX_GAUSSIAN, PAIRS_AT_ONCE, Stream, _BoxMuller
 
 KEY = bytes(range(32))
 
@@ -22,35 +23,107 @@ def test_a_stream_is_aes_256_in_counter_mode_from_event_and_block() -> None:
     assert Stream(KEY).bytes(5, 100, block=7).tobytes() == expected
 
 
-def test_blocks_continue_each_other() -> None:
+def test_a_stream_is_a_pure_function_and_its_blocks_continue_each_other() -> None:
     stream = Stream(KEY)
+    stream.bytes(1, 7), stream.gaussians(2, 7)  # leave nothing behind
+    assert stream.bytes(3, 64).tobytes() == Stream(KEY).bytes(3, 64).tobytes()
     assert stream.bytes(3, 64).tobytes()[32:] == stream.bytes(3, 32, block=2).tobytes()
+
+
+def gaussians_of(words: list[tuple[int, int]]) -> np.ndarray:
+    """The pairs that Box and Muller's method makes of these blocks of two words. [pair, 2]"""
+    make = _BoxMuller(len(words))
+    blocks = b"".join(word.to_bytes(8, "little") for pair in words for word in pair)
+    make.blocks[: len(blocks)] = blocks
+    values = np.empty(2 * len(words))
+    make.gaussians_(values)
+    return values.reshape(-1, 2)
 
 
 def test_gaussians_are_a_pure_function_and_a_prefix_of_longer_draws() -> None:
     stream = Stream(KEY)
-    long = stream.gaussians(9, 20_001)
-    assert np.array_equal(long, Stream(KEY).gaussians(9, 20_001))
+    long = stream.gaussians(9, 40_001)
+    assert np.array_equal(long, Stream(KEY).gaussians(9, 40_001))
     assert np.array_equal(long[:9_001], stream.gaussians(9, 9_001))
-    assert not np.array_equal(long, stream.gaussians(10, 20_001))
+    assert not np.array_equal(long, stream.gaussians(10, 40_001))
+
+
+@pytest.mark.parametrize("size", [2, 34, 5_312, 2 * PAIRS_AT_ONCE, 39_998])
+def test_gaussians_drawn_piece_by_piece_are_the_gaussians_drawn_at_once(size: int) -> None:
+    stream = Stream(KEY)
+    whole = stream.gaussians(3, 40_001)
+    in_place = np.zeros(40_001)
+    for first in reversed(range(0, 40_001 if size > 2 else 200, size)):
+        piece = in_place[first : first + size]
+        drawn = stream.gaussians(3, len(piece), first=first, out=piece)
+        assert drawn is piece and np.array_equal(piece, whole[first : first + size])
+    assert np.array_equal(stream.gaussians(3, 3, first=size), whole[size : size + 3])
+
+
+def test_gaussians_may_be_written_where_they_do_not_lie_side_by_side() -> None:
+    columns = np.zeros((1001, 3))
+    Stream(KEY).gaussians(3, 1001, out=columns[:, 1])
+    assert np.array_equal(columns[:, 1], Stream(KEY).gaussians(3, 1001))
+    assert not columns[:, ::2].any()
+
+
+def test_an_odd_first_and_an_out_that_does_not_fit_are_refused() -> None:
+    stream = Stream(KEY)
+    for first in (-2, 1):
+        with pytest.raises(ValueError, match="first must be even"):
+            stream.gaussians(0, 4, first=first)
+    for out in (np.empty(3), np.empty((2, 2)), np.empty(4, np.float32)):
+        with pytest.raises(ValueError, match="out must be 4 float64"):
+            stream.gaussians(0, 4, out=out)
 
 
 def test_each_pair_is_box_muller_of_one_aes_block() -> None:
-    words = [int(w) for w in Stream(KEY).bytes(1, 32).view("<u8")]
-    u = [(Fraction(w % 2**63) + Fraction(1, 2)) / 2**63 for w in words]
-    radius = math.sqrt(-2 * math.log(u[2]))
-    expected = [radius * math.cos(2 * math.pi * u[3]), radius * math.sin(2 * math.pi * u[3])]
-    np.testing.assert_allclose(Stream(KEY).gaussians(1, 4)[2:], expected, rtol=1e-12)
+    v, w = (int(word) for word in Stream(KEY).bytes(1, 2 * BLOCK_BYTES).view("<u8")[2:])
+    radius = math.sqrt(-2 * math.log((Fraction(v % 2**63) + Fraction(1, 2)) / 2**63))
+    angle = math.pi / 2 * (signed(w) / 2**63)
+    expected = [radius * math.cos(angle) * (-1) ** (w >> 63), radius * math.sin(angle)]
+    np.testing.assert_allclose(Stream(KEY).gaussians(1, 4)[2:], expected, rtol=1e-13)
 
 
-def test_no_word_gives_an_infinite_or_larger_value_than_promised() -> None:
-    class Extreme(Stream):
-        def bytes(self, event: int, num_bytes: int, block: int = 0) -> np.ndarray:
-            return np.full(num_bytes, event, np.uint8)
+def signed(w: int) -> int:
+    """2 w + 1 as a signed number of 64 bits."""
+    return (2 * w + 1 + 2**63) % 2**64 - 2**63
 
-    for byte in (0, 255):
-        values = Extreme(KEY).gaussians(byte, 2)
-        assert (np.abs(values) <= MAX_GAUSSIAN).all()
+
+def test_cosine_and_sine_are_as_good_as_promised() -> None:
+    """At every power of two, around zero, a quarter and a half turn, and at random angles."""
+    edges = [2**k + d for k in range(2, 63) for d in (-1, 0, 1)] + [0, 1, 2**63 - 1]
+    angles = [sign + w for w in edges for sign in (0, 2**63)]
+    angles += Stream(KEY).bytes(0, 8_000).view("<u8").tolist()
+    v = 2**40 + 12345
+    values = gaussians_of([(v, w) for w in angles])
+    with mpmath.workdps(50):
+        radius = mpmath.sqrt(-2 * mpmath.log((v + mpmath.mpf(0.5)) / 2**63))
+        for w, (x, y) in zip(angles, values.tolist(), strict=True):
+            angle = mpmath.pi / 2 * signed(w) / 2**63
+            cosine = mpmath.cos(angle) * (-1) ** (w >> 63)
+            assert abs(x / radius - cosine) < 2.0**-49
+            assert abs(y / radius / mpmath.sin(angle) - 1) < 2.0**-49
+
+
+def test_small_uniforms_keep_their_bits_and_none_is_zero() -> None:
+    smallest = [0, 1, 2, 3, *(2**k + d for k in range(2, 52) for d in (-1, 0, 1))]
+    above = [2**63 + v for v in smallest]  # the top bit of v does not count
+    values = gaussians_of([(v, 0) for v in smallest + above])[:, 0]
+    with mpmath.workdps(50):
+        for v, radius in zip(smallest * 2, values.tolist(), strict=True):
+            u = (v + mpmath.mpf(0.5)) / 2**63
+            assert abs(radius / mpmath.sqrt(-2 * mpmath.log(u)) - 1) < 2.0**-50
+
+
+def test_no_value_is_infinite_or_larger_than_max_gaussian() -> None:
+    extremes = [0, 1, 2**62 - 1, 2**62, 2**63 - 1]
+    extremes += [2**63 + word for word in extremes]
+    values = gaussians_of([(v, w) for v in extremes for w in extremes])
+    assert np.isfinite(values).all() and np.abs(values).max() <= MAX_GAUSSIAN
+    assert np.abs(values).max() > 0.9999 * MAX_GAUSSIAN
+    assert (values[[v % 2**63 == 2**63 - 1 for v in extremes for _ in extremes]] == 0).all()
+    assert math.sqrt(2 * 64 * math.log(2)) * (1 + 2.0**-48) < MAX_GAUSSIAN
 
 
 def test_gaussians_have_the_moments_of_a_standard_normal() -> None:
@@ -61,70 +134,30 @@ def test_gaussians_have_the_moments_of_a_standard_normal() -> None:
         assert error < 7 * math.sqrt(spread / len(values))
 
 
-def test_fresh_keys_are_never_equal_and_never_shown() -> None:
+@pytest.mark.statistical
+def test_gaussians_are_normal_and_pairs_are_independent() -> None:
+    """Chi-square over 64 x 64 equally likely cells and in 2,000 slices: false alarm below 1e-9."""
+    pairs = Stream(KEY).gaussians(7, 20_000_000).reshape(-1, 2)
+    edges = stats.norm.ppf(np.arange(1, 64) / 64)
+    cells = np.bincount(np.dot(np.searchsorted(edges, pairs), [64, 1]), minlength=64 * 64)
+    expected = len(pairs) / 64**2
+    assert ((cells - expected) ** 2).sum() / expected < stats.chi2.isf(5e-10, 64**2 - 1)
+    fine = np.bincount((stats.norm.cdf(pairs.ravel()) * 2000).astype(int), minlength=2000)
+    expected = pairs.size / 2000
+    assert ((fine - expected) ** 2).sum() / expected < stats.chi2.isf(5e-10, 1999)
+
+
+def test_streams_of_different_purposes_and_starts_have_different_keys_never_shown() -> None:
     one, other = streams.fresh(), streams.fresh()
     drawn = [s.bytes(0, 32).tobytes() for s in (one.noise, one.sampling, other.noise)]
     assert len(set(drawn)) == 3
     assert "Stream(" not in repr(one) and "key" not in repr(one)
 
 
-def test_insecure_streams_repeat_and_differ_between_ranks_and_purposes() -> None:
+def test_streams_of_a_seed_repeat_and_have_different_keys_for_ranks_and_purposes() -> None:
     def draw(seed: int, rank: int, purpose: str) -> bytes:
         return getattr(streams.insecure(seed, rank), purpose).bytes(0, 16).tobytes()
 
     assert draw(1, 0, "noise") == draw(1, 0, "noise")
     others = {draw(1, 0, "sampling"), draw(1, 1, "noise"), draw(2, 0, "noise")}
     assert len(others | {draw(1, 0, "noise")}) == 4
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 1 / 3, 1e-5, 0.999, 2.0**-30])
-def test_the_digits_are_exactly_the_rate(rate: float) -> None:
-    value = sum(Fraction(digit, 256 ** (n + 1)) for n, digit in enumerate(_digits(rate)))
-    assert value == Fraction(rate)
-
-
-def test_a_row_is_drawn_exactly_if_its_bytes_are_below_the_rate() -> None:
-    """Every value of the first two bytes, with a rate of three digits."""
-    rate = Fraction(3 * 65536 + 200 * 256 + 77, 2**24)
-
-    class AllPairs(Stream):
-        """Row r draws byte r // 256; the tied rows then draw 0, 1, 2, ...; then always 76."""
-
-        def bytes(self, event: int, num_bytes: int, block: int = 0) -> np.ndarray:
-            numbers = np.arange(num_bytes)
-            if block == 0:
-                return (numbers // 256).astype(np.uint8)
-            return (numbers if num_bytes == 256 else numbers * 0 + 76).astype(np.uint8)
-
-    drawn = PoissonSampler(AllPairs(KEY), float(rate), 65536).rows(0)
-    assert drawn.tolist() == list(range(3 * 256 + 200 + 1))
-
-
-def test_a_rate_of_one_draws_every_row_and_no_rows_draw_none() -> None:
-    assert PoissonSampler(Stream(KEY), 1.0, 5).rows(0).tolist() == [0, 1, 2, 3, 4]
-    assert PoissonSampler(Stream(KEY), 0.5, 0).rows(0).tolist() == []
-
-
-@pytest.mark.parametrize("rate", [0.0, -0.1, 1.1, math.nan])
-def test_a_rate_that_is_none_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match="sample_rate"):
-        PoissonSampler(Stream(KEY), rate, 5)
-
-
-@pytest.mark.statistical
-@pytest.mark.parametrize("rate", [0.1, 0.004, 0.7])
-def test_batch_sizes_are_binomial_and_rows_are_independent(rate: float) -> None:
-    """4,000 draws of 1,000 rows; every bound is at least six standard errors (below 1e-8)."""
-    draws, rows = 4000, 1000
-    sampler = PoissonSampler(Stream(KEY), rate, rows)
-    chosen = np.zeros((draws, rows), bool)
-    for event in range(draws):
-        chosen[event, sampler.rows(event)] = True
-    variance = rows * rate * (1 - rate)
-    sizes = chosen.sum(axis=1)
-    assert abs(sizes.mean() - rows * rate) < 6 * math.sqrt(variance / draws)
-    assert abs(sizes.var() / variance - 1) < 6.5 * math.sqrt((2 + 1 / variance) / draws)
-    per_row = chosen.mean(axis=0)
-    assert np.abs(per_row - rate).max() < 7 * math.sqrt(rate * (1 - rate) / draws)
-    pairs = (chosen[:, 1:] & chosen[:, :-1]).mean()
-    assert abs(pairs - rate**2) < 8 * rate / math.sqrt(draws * rows)

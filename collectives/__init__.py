@@ -48,8 +48,8 @@ DTYPES: tuple[str, ...] = ("int32", "int64", "uint32", "uint64", "float32", "flo
 DEBUG_VARIABLE = "COLLECTIVES_DEBUG"
 
 __all__ = [
-    "ALGORITHMS", "AUTO", "DTYPES", "NAMES", "TRANSPORTS", "VENDORS", "AllReduce", "check_name",
-    "find", "make_plan",
+    "ALGORITHMS", "AUTO", "DTYPES", "NAMES", "TRANSPORTS", "VENDORS", "AllReduce", "check_halves",
+    "check_name", "find", "has_halves", "make_plan", "no_halves",
 ]  # fmt: skip
 
 
@@ -69,6 +69,23 @@ def check_name(name: str, transport: str = AUTO) -> None:
         raise ValueError(f"transport must be auto for {name}, which has its own, got {transport!r}")
 
 
+def has_halves(name: str) -> bool:
+    """Whether the all-reduce `name` can be run in two halves; `auto` chooses one that can."""
+    return name == AUTO or (name.partition(":")[0] in ALGORITHMS and find(name).has_halves)
+
+
+def no_halves(name: str) -> str:
+    """Says that an all-reduce cannot be run in two halves, and which can."""
+    able = ", ".join(word for word in (*ALGORITHMS, AUTO) if has_halves(word))
+    return f"{name} cannot be run in two halves, as {able} can"
+
+
+def check_halves(name: str) -> None:
+    """Raise ValueError unless the all-reduce `name` can be run in two halves."""
+    if not has_halves(name):
+        raise ValueError(no_halves(name))
+
+
 def make_plan(
     name: str,
     comm: MPI.Intracomm,
@@ -77,6 +94,7 @@ def make_plan(
     *,
     transport: str = AUTO,
     buffer: NDArray[Any] | None = None,
+    halves: bool = False,
     debug: bool | None = None,
 ) -> AllReduce:
     """An all-reduce (sum) of `length` elements over the ranks of `comm`, ready to run.
@@ -84,8 +102,9 @@ def make_plan(
     `name` is one of NAMES, with arguments such as `butterfly:4,2`, or `auto`. `transport` is `mpi`,
     `shm`, or `auto`: shared memory where all ranks share a node, messages otherwise. The plan
     allocates its buffer, or sums in `buffer`, a flat array of yours, which only messages and
-    vendors can. With `debug` (or COLLECTIVES_DEBUG=1) the schedule is verified, and before every
-    call the ranks compare what they are about to do.
+    vendors can. With `halves` it can be run in two of them, which are prepared at once: what has
+    none is refused, and `auto` chooses among the others. With `debug` (or COLLECTIVES_DEBUG=1) the
+    schedule is verified, and before every call the ranks compare what they are about to do.
 
     Every rank must call it with the same arguments; otherwise, and for arguments that do not fit,
     all ranks raise ValueError, which names the rank.
@@ -94,4 +113,4 @@ def make_plan(
 
     if debug is None:
         debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
-    return assemble(name, comm, length, dtype, transport, buffer, debug)
+    return assemble(name, comm, length, dtype, transport, buffer, halves, debug)

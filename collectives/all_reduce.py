@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import collectives
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -23,8 +25,13 @@ class AllReduce(ABC):
 
     `run` does it at once. `start`, then `test` or `wait`, leaves time for something else; until it
     is complete the buffer belongs to the all-reduce, which goes on only inside `test` and `wait`,
-    or while this rank waits for another one. Every rank must make the same calls of `run` and
-    `start` in the same order; they may wait in any. A call at the wrong time raises RuntimeError.
+    or while this rank waits for another one. Every rank must make the same calls of `run`, `start`
+    and the halves in the same order; they may wait in any. A call at the wrong time raises
+    RuntimeError.
+
+    `reduce_scatter`, then `all_gather`, is `run` in two halves. Between them every element is
+    finished on one rank, its owner, and what the owners add to `buffer[owned]` is in the sum that
+    all ranks get. Where there are no halves (`has_halves`) they raise ValueError.
 
     `choice` says why this one was taken, if it was chosen automatically.
     """
@@ -34,8 +41,10 @@ class AllReduce(ABC):
     scratch_bytes: int = 0
     choice: str | None = None
     before_each_call: Callable[[str], None] | None = None
-    """For debugging: checks that all ranks are about to do the same: run, start or close."""
+    """For debugging: checks that all ranks are about to make the same call."""
     _buffer: NDArray[Any]
+    _owned: slice | None = None
+    _halfway = False
     _started = False
     _running = False
     _closed = False
@@ -47,7 +56,7 @@ class AllReduce(ABC):
 
     def run(self) -> None:
         """Replace the buffer by the sum over all ranks. Every rank must call it."""
-        if self._closed or self._running:
+        if self._closed or self._running or self._halfway:
             self._refuse("run")
         if self.before_each_call is not None:
             self.before_each_call("run")
@@ -60,11 +69,36 @@ class AllReduce(ABC):
 
     def start(self) -> None:
         """Begin; the buffer must be left alone until `test` is true or `wait` returns."""
-        if self._closed or self._running:
+        if self._closed or self._running or self._halfway:
             self._refuse("start")
         if self.before_each_call is not None:
             self.before_each_call("start")
         self._begin()
+
+    @property
+    def has_halves(self) -> bool:
+        """Whether it can be run in two halves."""
+        return self._owned is not None
+
+    @property
+    def owned(self) -> slice:
+        """The elements that this rank holds finished between the halves; may be none."""
+        if self._owned is None:
+            raise ValueError(collectives.no_halves(self.name))
+        return self._owned
+
+    def reduce_scatter(self) -> None:
+        """The first half: the sum is in `buffer[owned]`, the rest of the buffer is meaningless.
+
+        Until `all_gather` the buffer belongs to the caller. Every rank must call it.
+        """
+        self._half("reduce_scatter")
+        self._halfway = True
+
+    def all_gather(self) -> None:
+        """The second half: what is in `buffer[owned]` replaces that part of every rank's buffer."""
+        self._half("all_gather")
+        self._halfway = False
 
     def test(self) -> bool:
         """Go on without blocking; whether the buffer now holds the sum."""
@@ -106,6 +140,26 @@ class AllReduce(ABC):
             self._closed = True
             self._close()
 
+    def _half(self, call: str) -> None:
+        if not self.has_halves:
+            raise ValueError(collectives.no_halves(self.name))
+        if self._closed or self._running or self._halfway != (call == "all_gather"):
+            self._refuse(call)
+        if self.before_each_call is not None:
+            self.before_each_call(call)
+        self._use(call)
+        if _RUNNING:
+            self._begin()
+            self.wait()
+        else:
+            self._run()
+        self._started = False
+        self._use("run")
+
+    def _use(self, call: str) -> None:
+        """What `_run` and `_start` are to do: run, reduce_scatter or all_gather."""
+        raise NotImplementedError  # who has halves has this
+
     @abstractmethod
     def _start(self) -> None: ...
 
@@ -139,6 +193,10 @@ class AllReduce(ABC):
             reason = "it is closed; make a new one"
         elif self._running:
             reason = "it is started; wait for it first"
+        elif self._halfway:
+            reason = "it is between its halves; call all_gather first"
+        elif call == "all_gather":
+            reason = "it is not between its halves; call reduce_scatter first"
         else:
             reason = "it is not started"
         raise RuntimeError(f"{call} was called on {self}, but {reason}")

@@ -33,6 +33,7 @@ def assemble(
     dtype: DTypeLike,
     transport: str,
     buffer: NDArray[Any] | None,
+    halves: bool,
     debug: bool,
 ) -> AllReduce:
     """What `collectives.make_plan` promises."""
@@ -41,6 +42,8 @@ def assemble(
         if not isinstance(name, str):
             raise ValueError(f"allreduce must be a name, got {name!r}")
         collectives.check_name(name, transport)
+        if halves:
+            collectives.check_halves(name)
         kind = _checked_dtype(dtype)
         _check_length(length)
         if transport not in (collectives.AUTO, *collectives.TRANSPORTS):
@@ -54,6 +57,7 @@ def assemble(
             "length": int(length),
             "dtype": kind.name,
             "buffer": "the plan's own" if buffer is None else "yours",
+            "halves": bool(halves),
             "debug": debug,
         }
 
@@ -61,10 +65,12 @@ def assemble(
     kind, length = np.dtype(dtype), int(length)  # a numpy integer of few bits would overflow
     num_bytes = length * kind.itemsize
     place = select.place_of(comm)
-    usable = [] if name in VENDORS else _usable(comm, transport, name, place, num_bytes, buffer)
+    usable: list[str] = []
+    if name not in VENDORS:
+        usable = _usable(comm, transport, name, place, num_bytes, buffer, halves)
     choice = None
     if name == collectives.AUTO:
-        choice = select.choose(comm, place, num_bytes, kind.name, usable)
+        choice = select.choose(comm, place, num_bytes, kind.name, usable, halves)
         name, usable = choice.name, [choice.transport]
     if name in VENDORS:
         made: AllReduce = VENDORS[name](comm, np.zeros(length, kind) if buffer is None else buffer)
@@ -72,7 +78,7 @@ def assemble(
         setting = Setting(num_bytes=num_bytes, nodes=place.nodes)
         algorithm = _adapted(comm, name, setting, debug)
         mover: Transport = ShmTransport(comm) if usable[0] == "shm" else MpiTransport(comm)
-        made = Plan(algorithm, mover, length, kind, buffer)
+        made = Plan(algorithm, mover, length, kind, buffer, halves)
     made.choice = choice.reason if choice is not None else None
     if debug:
         made.before_each_call = same_calls(comm, str(made))
@@ -95,6 +101,7 @@ def _usable(
     place: select.Place,
     num_bytes: int,
     buffer: NDArray[Any] | None,
+    halves: bool,
 ) -> list[str]:
     """The transports that can be used for this all-reduce, the preferred one first.
 
@@ -102,11 +109,11 @@ def _usable(
     """
     if transport == "mpi":
         return ["mpi"]
-    vendor = ["vendor"] if transport == collectives.AUTO else []
+    vendor = ["vendor"] if transport == collectives.AUTO and not halves else []
     if buffer is not None or (transport == collectives.AUTO and comm.size == 1):
         return ["mpi", *vendor]
     reason = None
-    knows_nodes = name.partition(":")[0] in ("hierarchical", collectives.AUTO)
+    knows_nodes = name.partition(":")[0] in ("hierarchical", collectives.AUTO) and not halves
     if not place.one_node and not knows_nodes:
         reason = (
             f"transport shm needs all ranks on one node, or the all-reduce hierarchical; the "

@@ -1,8 +1,8 @@
 """For debugging: ranks compare, before every call of an all-reduce, what they are about to do.
 
 Plans of one communicator are numbered in the order in which they were made, which is the same on
-all ranks. Before each call the ranks exchange the number of the plan, and whether it is run or
-started; so two ranks that call different plans are told so, instead of waiting for each other.
+all ranks. Before each call the ranks exchange the number of the plan and what they call; so two
+ranks that call different plans are told so, instead of waiting for each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 SECONDS_TO_JOIN = 60.0
-CALLS = ("run", "start", "close")
+CALLS = ("run", "start", "close", "reduce_scatter", "all_gather")
 
 
 class _Calls:
@@ -73,7 +73,7 @@ class _Calls:
 
 
 def same_calls(comm: MPI.Intracomm, label: str) -> Callable[[str], None]:
-    """What every rank must call, with `run` or `start`, before it calls the all-reduce `label`.
+    """What every rank must call, with one of CALLS, before it calls the all-reduce `label`.
 
     It raises RuntimeError on all ranks if they are about to do different things, TimeoutError if a
     rank does not come within SECONDS_TO_JOIN. Every rank must call `same_calls`, too.

@@ -21,6 +21,10 @@ If a round adds to parts that it also sends, as when two ranks swap their sums, 
 aside first (*staged*) and written when all have read. At the end a rank waits until
 nobody uses its buffer any more, so that the caller may. There are no barriers.
 
+The halves of an all-reduce are two such programs. After the first nobody reads the buffer of a
+rank, and in the second nobody writes there before that rank has begun: what the caller changes
+between them is neither missed nor overwritten.
+
 A direct exchange of two halves thus waits twice, not four times: everyone waits for all to begin,
 sums its part and pushes it at once, since nobody else reads that part anywhere; then for the parts
 that the others push.

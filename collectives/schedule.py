@@ -23,7 +23,7 @@ separately, so that something can happen on the finished parts between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 Parts = tuple[int, int]
@@ -136,6 +136,15 @@ class Algorithm:
     def has_halves(self) -> bool:
         """Whether `reduce_scatter` and `all_gather` exist separately."""
         return self.reduce_scatter is not None
+
+    @property
+    def halves(self) -> tuple[Algorithm, Algorithm]:
+        """`reduce_scatter` and `all_gather`, each as an algorithm of its own."""
+        first, second = (
+            replace(self, all_reduce=half, reduce_scatter=None, all_gather=None, owned=None)
+            for half in (self.reduce_scatter, self.all_gather)
+        )
+        return first, second
 
     def rounds(self, rank: int, world_size: int) -> Iterator[Round]:
         """The whole all-reduce of one rank."""

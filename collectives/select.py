@@ -99,31 +99,39 @@ def record(place: Place, rows: Sequence[Row]) -> str:
 
 
 def choose(
-    comm: MPI.Intracomm, place: Place, num_bytes: int, dtype: str, transports: Sequence[str]
+    comm: MPI.Intracomm,
+    place: Place,
+    num_bytes: int,
+    dtype: str,
+    transports: Sequence[str],
+    halves: bool = False,
 ) -> Choice:
     """The fastest way to sum `num_bytes` here over one of `transports`. Every rank must call it.
 
-    `vendor` among them stands for MPI's own all-reduce. It is taken for integers only: for
-    floating-point numbers it does not promise the same bits everywhere.
+    With `halves`, of those that can be run in two. `vendor` among the transports stands for MPI's
+    own all-reduce. It is taken for integers only: for floating-point numbers it does not promise
+    the same bits everywhere.
     """
     if comm.size == 1:
         return Choice(name="ring", transport=transports[0], reason="none: there is one rank")
 
     def best() -> Choice:
-        return _measured(place, num_bytes, dtype, transports) or _modelled(
-            place, num_bytes, tuple(transports)
+        return _measured(place, num_bytes, dtype, transports, halves) or _modelled(
+            place, num_bytes, tuple(transports), halves
         )
 
     return on_root(comm, ValueError, best)
 
 
-def _measured(place: Place, num_bytes: int, dtype: str, transports: Sequence[str]) -> Choice | None:
+def _measured(
+    place: Place, num_bytes: int, dtype: str, transports: Sequence[str], halves: bool
+) -> Choice | None:
     """The fastest by rows of this dtype or else of any, if they have all that could be chosen."""
-    rows = _load(place)
+    rows = [row for row in _load(place) if not halves or _has_halves(row)]
     same = [row for row in rows if row["dtype"] == dtype]
     for known in (same, rows):
         seconds = _interpolations(known, num_bytes, dtype, transports)
-        if seconds and seconds.keys() >= set(_schedules(place, transports)):
+        if seconds and seconds.keys() >= set(_schedules(place, transports, halves)):
             return _best(seconds, f"measured here with collectives.bench, {place.table}")
     return None
 
@@ -146,23 +154,26 @@ def _interpolations(
     }
 
 
-def _schedules(place: Place, transports: Sequence[str]) -> list[tuple[str, str]]:
+def _schedules(place: Place, transports: Sequence[str], halves: bool) -> list[tuple[str, str]]:
     """All (name, transport) that could be chosen here; vendors are opaque."""
     return [
         (name, transport)
         for transport in transports
         for name in ALGORITHMS
+        if ALGORITHMS[name].has_halves or not halves
         if transport == "mpi" or (transport == "shm" and (place.one_node or name == "hierarchical"))
     ]
 
 
 @lru_cache  # a second or more for a hundred ranks
-def _modelled(place: Place, num_bytes: int, transports: tuple[str, ...]) -> Choice:
+def _modelled(
+    place: Place, num_bytes: int, transports: tuple[str, ...], halves: bool = False
+) -> Choice:
     world_size = len(place.hosts)
     one_node = place.one_node
     shared = not one_node and len(set(place.nodes)) < world_size
     seconds = {}
-    for name, transport in _schedules(place, transports):
+    for name, transport in _schedules(place, transports, halves):
         inside = MODEL[transport]
         between = inside if one_node else MODEL["network"]
         with contextlib.suppress(ValueError):  # too large a world for this one
@@ -175,7 +186,7 @@ def _modelled(place: Place, num_bytes: int, transports: tuple[str, ...]) -> Choi
         _best(seconds, why)
         if seconds
         else Choice(
-            name="butterfly" if one_node else "hierarchical",
+            name="butterfly" if one_node or halves else "hierarchical",
             transport=transports[0],
             reason="none: this world is too large for the cost model",
         )
@@ -213,6 +224,10 @@ def _load(place: Place) -> list[Row]:
         return [row for row in rows if _is_sound(row)]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last: no home folder
         return []
+
+
+def _has_halves(row: Row) -> bool:
+    return row["transport"] != "vendor" and find(row["algorithm"]).has_halves
 
 
 def _is_sound(row: Row) -> bool:

@@ -8,6 +8,7 @@ Nothing heavy is imported here: a mistake is reported before numpy, torch or MPI
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -19,8 +20,11 @@ from dpsgd import engines, models
 from dpsgd.errors import ConfigError
 
 OPTIMIZERS = ("adam", "momentum", "sgd")
-NOISES = ("split",)
-WIRES = ("auto", "int32", "int64")
+SCHEDULES = ("constant", "cosine", "linear")
+NOISES = ("split", "sharded", "local")
+WIRES = ("auto", "int32", "int64", "float32")
+DDP = "ddp"
+"""The all-reduce that is PyTorch's DistributedDataParallel, over gloo."""
 PROGRESS = ("auto", "bar", "lines", "none")
 
 EXCLUSIVE = (
@@ -52,6 +56,10 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(int(width) for width in text.split(","))
 
 
+def _rows(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def _option(default: Any, parse: Any, kind: str, text: str) -> Any:
     return field(default=default, metadata={"parse": parse, "kind": kind, "help": text})
 
@@ -71,21 +79,31 @@ class Config:
         None, Path, "file", "privacy ledger (default beside the data set: DATA.ledger.jsonl)"
     )
     allreduce: str = _option(
-        "auto", str, "name", "all-reduce: auto, " + ", ".join(collectives.NAMES)
+        "auto", str, "name", "all-reduce: auto, " + ", ".join((*collectives.NAMES, DDP))
     )
     transport: str = _option(
         "auto", str, "name", "of the all-reduce: auto, " + ", ".join(collectives.TRANSPORTS)
     )
-    engine: str = _option("fused", str, "name", "gradient engine: " + ", ".join(engines.NAMES))
+    engine: str = _option("auto", str, "name", "gradient engine: auto, " + ", ".join(engines.NAMES))
+    microbatch: int | str = _option(
+        "auto", _rows, "rows", "rows of a batch that are computed at once: auto, or a number"
+    )
     model: str = _option("mlp", str, "name", "model: " + ", ".join(models.NAMES))
     hidden: tuple[int, ...] = _option(
         (64,), _widths, "widths", "hidden layers of the mlp, such as 64 or 64,32"
+    )
+    activation: str = _option(
+        models.ACTIVATIONS[0], str, "name", "of the mlp: " + ", ".join(models.ACTIVATIONS)
     )
     epsilon: float | None = _option(
         None, float, "number", f"privacy budget of this run (default {DEFAULT_EPSILON:g})"
     )
     noise_multiplier: float | None = _option(
-        None, float, "number", "noise standard deviation / max-grad-norm, instead of epsilon"
+        None,
+        float,
+        "number",
+        "noise standard deviation / max-grad-norm, instead of epsilon; of each message with noise "
+        "local",
     )
     no_privacy: bool = _option(
         False, _flag, "true|false", "plain SGD for comparison: no clipping, no noise, no epsilon"
@@ -111,11 +129,27 @@ class Config:
         + ", ".join(f"{name} {rate:g}" for name, rate in DEFAULT_LEARNING_RATES.items())
         + ")",
     )
+    schedule: str = _option(
+        "constant", str, "name", "schedule of the learning rate: " + ", ".join(SCHEDULES)
+    )
+    warmup: int = _option(0, int, "integer", "steps of warm-up before the full learning rate")
+    adam_bias_correction: bool = _option(
+        False, _flag, "true|false", "subtract the variance of the noise from Adam's second moment"
+    )
     averaging: float = _option(
         0.99, float, "number", "decay of the weight average that is released; 0 releases the last"
     )
-    noise: str = _option("split", str, "name", "where noise is added: " + ", ".join(NOISES))
-    wire: str = _option("auto", str, "name", "integers on the wire: " + ", ".join(WIRES))
+    noise: str = _option(
+        "split",
+        str,
+        "name",
+        "where noise is added: split, a share by every rank; sharded, by the owner of a finished "
+        "sum, ranks trusting each other; local, all of it by every rank: epsilon or "
+        "noise-multiplier is then that of each message, and the model has more noise",
+    )
+    wire: str = _option(
+        "auto", str, "name", f"sums travel as {', '.join(WIRES)}; float32 is not private"
+    )
     insecure_seed: int | None = _option(
         None, int, "integer", "repeatable randomness for tests; the model is then not private"
     )
@@ -131,33 +165,58 @@ class Config:
                 raise ConfigError(f"{_flags(given)} exclude each other; give one of them")
         for name, choices in (
             ("transport", ("auto", *collectives.TRANSPORTS)),
-            ("engine", engines.NAMES),
+            ("engine", (engines.AUTO, *engines.NAMES)),
+            ("activation", models.ACTIVATIONS),
             ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
             ("noise", NOISES),
             ("wire", WIRES),
             ("progress", PROGRESS),
         ):
             one_of(name, getattr(self, name), choices)
-        _check_allreduce(self.allreduce, self.transport)
+        if self.allreduce == DDP:
+            self._check_ddp()
+        else:
+            _check_allreduce(self.allreduce, self.transport)
+        if self.allreduce != DDP:
+            _check_release(self.noise, self.wire, self.allreduce)
+        if self.engine == "fused" and self.model not in models.DENSE:
+            raise ConfigError(
+                f"engine fused is for {' and '.join(models.DENSE)}, got model {self.model}; use "
+                f"auto or bookkeeping"
+            )
         models.check_name(self.model)
         if not self.hidden or not 1 <= min(self.hidden) <= max(self.hidden) <= MAX_WIDTH:
             raise ConfigError(f"hidden must be widths from 1 to {MAX_WIDTH}, got {self.hidden}")
         _in_range("epsilon", self.epsilon, above=0)
-        _in_range("noise_multiplier", self.noise_multiplier, above=0)
+        if self.noise_multiplier != 0 or self.insecure_seed is None:  # clipping alone, to compare
+            _in_range("noise_multiplier", self.noise_multiplier, above=0)
         _in_range("delta", self.delta, above=0, at_most=0.01)
+        if isinstance(self.microbatch, int):
+            _in_range("microbatch", self.microbatch, above=0)
+        elif self.microbatch != "auto":
+            raise ConfigError(f"microbatch must be auto or a number, got {self.microbatch!r}")
         _in_range("max_grad_norm", self.max_grad_norm, at_least=1e-6, at_most=1e6)
         _in_range("sample_rate", self.sample_rate, above=0, at_most=1)
         _in_range("batch_size", self.batch_size, above=0)
         _in_range("steps", self.steps, above=0)
         _in_range("epochs", self.epochs, above=0)
         _in_range("learning_rate", self.learning_rate, above=0)
+        _in_range("warmup", self.warmup, at_least=0)
+        if self.epochs is None:
+            self._check_warmup(self.resolved_steps(0))
+        if self.adam_bias_correction and self.optimizer != "adam":
+            raise ConfigError(
+                f"adam_bias_correction must be used with optimizer adam, got {self.optimizer}"
+            )
         _in_range("averaging", self.averaging, at_least=0, below=1)
         _in_range("insecure_seed", self.insecure_seed, at_least=0)
 
     @property
     def private(self) -> bool:
         """Whether the model may claim an epsilon at all."""
-        return not self.no_privacy and self.insecure_seed is None
+        known = self.insecure_seed is not None
+        return not (self.no_privacy or known or self.wire == "float32")
 
     def ledger_of(self, dataset: Path) -> Path:
         """Where this run and all others on the same data set are recorded."""
@@ -193,7 +252,30 @@ class Config:
         """Number of steps for a data set of `num_examples`."""
         if self.epochs is None:
             return DEFAULT_STEPS if self.steps is None else self.steps
-        return max(1, round(self.epochs / self.resolved_sample_rate(num_examples)))
+        steps = max(1, round(self.epochs / self.resolved_sample_rate(num_examples)))
+        self._check_warmup(steps)
+        return steps
+
+    def _check_ddp(self) -> None:
+        """Raise ConfigError for what DistributedDataParallel cannot do, or does by itself."""
+        if importlib.util.find_spec("torch") is None:
+            raise ConfigError("allreduce ddp needs torch: pip install 'dpsgd[torch]'")
+        for name, wanted in (
+            ("engine", ("auto", "two-pass")),
+            ("transport", ("auto",)),
+            ("microbatch", ("auto",)),
+            ("noise", ("split", "local")),
+            ("wire", tuple(wire for wire in WIRES if wire != "float32")),
+        ):
+            if (value := getattr(self, name)) not in wanted:
+                raise ConfigError(
+                    f"{name} must be {' or '.join(wanted)} with allreduce ddp, got {value}"
+                )
+
+    def _check_warmup(self, steps: int) -> None:
+        """Raise ConfigError if the learning rate would never be reached."""
+        if self.warmup >= steps:
+            raise ConfigError(f"warmup must be less than the {steps} steps, got {self.warmup}")
 
     def resolved_default(self, name: str) -> Any:
         """The value that stands in for option `name` when it is None; None if nothing does yet.
@@ -234,11 +316,28 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> None:
 def _check_allreduce(name: str, transport: str) -> None:
     """Raise ConfigError unless this all-reduce, perhaps with arguments, can be had here."""
     if ":" not in name:
-        one_of("allreduce", name, ("auto", *collectives.NAMES))
+        one_of("allreduce", name, ("auto", *collectives.NAMES, DDP))
     try:
         collectives.check_name(name, transport)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _check_release(noise: str, wire: str, allreduce: str) -> None:
+    """Raise ConfigError unless the all-reduce can do what noise and wire need of it."""
+    if noise == "sharded":
+        try:
+            collectives.check_halves(allreduce)
+        except ValueError as error:
+            raise ConfigError(
+                f"noise sharded is added between the halves of the all-reduce, but {error}"
+            ) from None
+    ours = allreduce == collectives.AUTO or allreduce.partition(":")[0] in collectives.ALGORITHMS
+    if wire == "float32" and not ours:
+        raise ConfigError(
+            f"wire float32 needs an all-reduce that gives all ranks the same bits, which "
+            f"{allreduce} does not promise; take auto or one of {', '.join(collectives.ALGORITHMS)}"
+        )
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -27,8 +27,8 @@ class Run:
     sample_rate: float
     steps: int
     expected_batch_size: float
-    noise_multiplier: float
-    epsilon: float  # planned; infinite for a run that is not private
+    noise_multiplier: float  # of the model, wherever the noise is added
+    epsilon: float  # of the model, planned; infinite for a run that is not private
     delta: float
     imprecision_per_step: float
     rho: float
@@ -62,13 +62,23 @@ def plan_run(
     sample_rate = config.resolved_sample_rate(dataset.num_examples)
     steps = config.resolved_steps(dataset.num_examples)
     expected_batch_size = sample_rate * dataset.num_examples
-    per_step = accounting.imprecision(world_size, model.num_params, 1)
-    sigma, epsilon = _noise(config, sample_rate, steps, per_step * steps)
-    if config.no_privacy:
+    adders = release.adders(config.noise, world_size)
+    per_step = accounting.imprecision(adders, model.num_params, 1)
+    sigma, epsilon = _noise(config, sample_rate, steps, per_step * steps, world_size)
+    if config.wire == release.FLOATS:
+        grid = release.float_grid(
+            noise=config.noise,
+            max_grad_norm=0.0 if config.no_privacy else config.max_grad_norm,
+            rho=rho,
+            noise_multiplier=sigma,
+            world_size=world_size,
+        )
+    elif sigma == 0:
         grid = release.plain_grid(world_size)
     else:
         grid = release.private_grid(
             wire=config.wire,
+            noise=config.noise,
             max_grad_norm=config.max_grad_norm,
             rho=rho,
             noise_multiplier=sigma,
@@ -100,21 +110,33 @@ def plan_run(
 
 
 def _noise(
-    config: Config, sample_rate: float, steps: int, imprecision: float
+    config: Config, sample_rate: float, steps: int, imprecision: float, world_size: int
 ) -> tuple[float, float]:
-    """Noise multiplier, and the epsilon that it is planned to give."""
+    """Noise multiplier of the model, and the epsilon that it is planned to give.
+
+    Under `local` noise the options are about one rank's message; the model has the noise of all.
+    """
     if config.no_privacy:
         return 0.0, math.inf
     target = config.resolved_epsilon()
+    if target is None and not config.private:  # what nobody may claim need not be computed
+        factor = math.sqrt(world_size) if config.noise == "local" else 1.0
+        return factor * (config.noise_multiplier or 0.0), math.inf
     if target is not None:
         sigma = calibrate(target, sample_rate, steps, config.delta, imprecision)
-        return sigma, target
-    sigma = config.noise_multiplier or 0.0
-    one = accounting.Steps(sample_rate=sample_rate, noise_multiplier=sigma, count=steps)
-    epsilon = accounting.epsilon([one], config.delta, imprecision)
-    if math.isinf(epsilon):
-        raise PrivacyError(
-            f"noise_multiplier {sigma:g} gives no epsilon that can be proven at delta "
-            f"{config.delta:g} after {steps} steps; take a larger one, or --no-privacy"
-        )
+        epsilon = target
+    else:
+        sigma = config.noise_multiplier or 0.0
+        one = accounting.Steps(sample_rate=sample_rate, noise_multiplier=sigma, count=steps)
+        epsilon = accounting.epsilon([one], config.delta, imprecision)
+        if math.isinf(epsilon):
+            raise PrivacyError(
+                f"noise_multiplier {sigma:g} gives no epsilon that can be proven at delta "
+                f"{config.delta:g} after {steps} steps; take a larger one, or --no-privacy"
+            )
+    if config.noise == "local" and world_size > 1:
+        sigma *= math.sqrt(world_size)
+        one = accounting.Steps(sample_rate=sample_rate, noise_multiplier=sigma, count=steps)
+        found = accounting.epsilon([one], config.delta, imprecision, epsilon)
+        epsilon = min(found, epsilon)  # more noise never costs more
     return sigma, epsilon

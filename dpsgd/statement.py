@@ -11,6 +11,7 @@ from dpsgd.config import Config
 from dpsgd.errors import PrivacyError
 from dpsgd.ledger import history, merged
 from dpsgd.planning import Run
+from dpsgd.release import FLOATS
 
 NOT_PRIVATE = "NOT PRIVATE"
 
@@ -21,7 +22,7 @@ def report(config: Config, run: Run) -> dict[str, Any]:
     if run.private:
         found = accounting.epsilon([run.accounted], run.delta, run.imprecision, run.epsilon)
         epsilon = min(found, run.epsilon)  # both are upper bounds
-        rank_or_link = accounting.epsilon([_single_share(run)], run.delta, run.imprecision)
+        rank_or_link = _rank_or_link(config, run)
     return {
         "private": run.private,
         "reason": _reason(config),
@@ -38,10 +39,10 @@ def report(config: Config, run: Run) -> dict[str, Any]:
         "expected_batch_size": run.expected_batch_size,
         "noise": config.noise,
         "wire": run.grid.wire,
-        "grid_spacing": run.grid.spacing,
+        "grid_spacing": run.grid.spacing or None,
         "rho": run.rho,
         "sensitivity": run.grid.sensitivity,
-        "noise_std": run.grid.noise_std * math.sqrt(run.world_size),
+        "noise_std": run.grid.total_noise_std,
         "imprecision": run.imprecision,
         "epsilon_rank_or_link": _number(rank_or_link),
         "epsilon_all_runs": _number(_all_runs(run)),
@@ -64,17 +65,12 @@ def paragraph(privacy: dict[str, Any]) -> str:
     if privacy["epsilon_all_runs"] == "inf":
         together = (
             "together have no finite epsilon at this delta, because one of them was not private "
-            "(--no-privacy, --insecure-seed) or they spent too much"
+            "(--no-privacy, --insecure-seed, --wire float32) or they spent too much"
         )
     else:
         together = (
             f"together have epsilon at most {shown(privacy['epsilon_all_runs'])} at the same delta"
         )
-    beside = (
-        "no finite epsilon holds"
-        if privacy["epsilon_rank_or_link"] == "inf"
-        else f"epsilon is at most {shown(privacy['epsilon_rank_or_link'])}"
-    )
     return (
         f"The model is ({shown(privacy['epsilon'])}, {privacy['delta']:g})-differentially private "
         f"for one {unit}: replacing any one training {unit} by one with zero gradient changes the "
@@ -83,9 +79,8 @@ def paragraph(privacy: dict[str, Any]) -> str:
         f"Poisson sampling at rate {privacy['sample_rate']:g}, gradients clipped to norm "
         f"{privacy['max_grad_norm']:g} and noise multiplier {privacy['noise_multiplier']:.4f}; "
         f"accounting by {privacy['accountant']}. The guarantee covers the weights, computationally "
-        f"(AES-256), for everyone who sees only what is published. Ranks and the network between "
-        f"them are trusted: for one who reads a link, or another rank than the {unit}'s own, while "
-        f"it trains, {beside}. All runs in the ledger of this data set {together}. "
+        f"(AES-256), for everyone who sees only what is published. {_beside(privacy)} "
+        f"All runs in the ledger of this data set {together}. "
         f"Test metrics are exact and not covered; nor are the choice of options, timing, rounding "
         f"inside the float64 arithmetic of the noise generator, a rank that departs from the "
         f"protocol, or restored copies of the ledger."
@@ -95,18 +90,53 @@ def paragraph(privacy: dict[str, Any]) -> str:
 def _reason(config: Config) -> str | None:
     if config.no_privacy:
         return "trained by plain SGD with --no-privacy, without clipping or noise"
+    if config.wire == FLOATS:
+        return (
+            "trained with --wire float32, on floating-point sums, whose low bits can reveal what "
+            "was added"
+        )
     if config.insecure_seed is not None:
         return "trained with --insecure-seed, so that anyone can recompute the noise"
     return None
 
 
-def _single_share(run: Run) -> accounting.Steps:
-    """What is sure to hide a contribution that is seen before it is added to others: one share."""
-    return accounting.Steps(
+def _beside(privacy: dict[str, Any]) -> str:
+    """What holds for those who see more than what is published."""
+    epsilon, unit = privacy["epsilon_rank_or_link"], privacy["unit"]
+    curious = f"one who reads a link, or another rank than the {unit}'s own, while it trains"
+    if privacy["noise"] == "sharded":
+        return (
+            f"Ranks and the network between them are trusted entirely: noise is added by the rank "
+            f"that holds a finished sum, so sums travel without noise, and for {curious}, no "
+            f"finite epsilon holds."
+        )
+    if privacy["noise"] == "local":
+        return (
+            f"Every rank adds the whole noise before anything leaves it: even for {curious}, "
+            f"epsilon is at most {shown(epsilon)} at the same delta. Of the ranks only the "
+            f"{unit}'s own is trusted."
+        )
+    beside = (
+        "no finite epsilon holds" if epsilon == "inf" else f"epsilon is at most {shown(epsilon)}"
+    )
+    return f"Ranks and the network between them are trusted: for {curious}, {beside}."
+
+
+def _rank_or_link(config: Config, run: Run) -> float:
+    """Epsilon for one who sees a contribution before it is added to others.
+
+    All that is sure to hide it is the noise of its own rank: one share of the model's.
+    """
+    if config.noise == "sharded":
+        return math.inf
+    one = accounting.Steps(
         sample_rate=run.sample_rate,
         noise_multiplier=run.noise_multiplier / math.sqrt(run.world_size),
         count=run.steps,
     )
+    promised = config.resolved_epsilon() if config.noise == "local" else None
+    found = accounting.epsilon([one], run.delta, run.imprecision, promised)
+    return found if promised is None else min(found, promised)
 
 
 def _all_runs(run: Run) -> float:

@@ -83,6 +83,8 @@ def check(comm: MPI.Intracomm, name: str, transport: str, length: int, dtype: st
                     os.sched_yield()
             results.append(plan.buffer.tobytes())
             plan.buffer[:] = 1  # at once: nobody may still be reading
+            if plan.has_halves:
+                check_halves(plan, comm, results[0], where)
         if plan.transport != "vendor":
             setting = Setting(num_bytes=plan.buffer.nbytes, nodes=place_of(comm).nodes)
             told = collectives.find(name).adapted(setting).traffic(comm.size).scratch
@@ -101,6 +103,24 @@ def check(comm: MPI.Intracomm, name: str, transport: str, length: int, dtype: st
     return results[0]
 
 
+def check_halves(
+    plan: collectives.AllReduce, comm: MPI.Intracomm, whole: bytes, where: str
+) -> None:
+    """What the owners add between the halves is in every rank's result, and nothing else is."""
+    length, dtype, owned = len(plan.buffer), str(plan.buffer.dtype), plan.owned
+    plan.buffer[:] = contribution(comm.rank, length, dtype)
+    plan.reduce_scatter()
+    finished = plan.buffer[owned].copy()
+    plan.buffer[:] = 77  # the whole buffer belongs to the caller here
+    plan.buffer[owned] = finished + plan.buffer.dtype.type(1)
+    if length > 1000 and dtype == "int32" and comm.rank == 0:
+        time.sleep(0.01)
+    plan.all_gather()
+    expected = np.frombuffer(whole, dtype) + plan.buffer.dtype.type(1)
+    assert plan.buffer.tobytes() == expected.tobytes(), f"halves: {where}"
+    plan.buffer[:] = 1
+
+
 def main() -> None:
     """Check everything in the table, and some names with arguments."""
     comm = world()
@@ -112,6 +132,7 @@ def main() -> None:
             continue
         if name == "gloo" and (comm.size > GLOO_RANKS or len(sys.argv) > 1):
             continue
+        with_halves = name in collectives.NAMES and collectives.has_halves(name)
         word, _, arguments = name.partition(":")
         degrees = map(int, arguments.split(",")) if word == "butterfly" and arguments else ()
         if math.prod(degrees) > comm.size:
@@ -122,6 +143,7 @@ def main() -> None:
                 bits = {check(comm, name, way, length, dtype) for way in ways}
                 assert len(bits) == 1, f"the transport changed the bits: {name}, {length} x {dtype}"
         checked += [f"{name}/{way}" for way in ways]
+        checked += [f"{name}/{way}/halves" for way in ways if with_halves]
     assert not shm._KEPT, "windows were not freed"
     if comm.rank == 0:
         print(f"{len(checked)} checked: {' '.join(checked)}")

@@ -174,6 +174,100 @@ def closed_instead_of_run():
     plan.close() if last else plan.run()
 
 
+def no_halves():
+    make("recursive-doubling", halves=True)
+
+
+def halves_of_a_vendor():
+    with make("mpi") as plan:
+        plan.reduce_scatter()
+
+
+def second_half_first():
+    with make(transport="shm") as plan:
+        plan.run()
+        plan.all_gather()
+
+
+def halfway(transport):
+    plan = make(transport=transport)
+    plan.buffer[:] = 1
+    plan.reduce_scatter()
+    return plan
+
+
+def complete(plan):
+    """A refused call between the halves has changed nothing."""
+    plan.all_gather()
+    assert (plan.buffer == comm.size).all()
+    plan.close()
+
+
+def first_half_twice():
+    plan = halfway("shm")
+    try:
+        plan.reduce_scatter()
+    finally:
+        complete(plan)
+
+
+def run_between_the_halves():
+    plan = halfway("mpi")
+    try:
+        plan.run()
+    finally:
+        complete(plan)
+
+
+def start_between_the_halves():
+    plan = halfway("shm")
+    try:
+        plan.start()
+    finally:
+        complete(plan)
+
+
+def half_after_close():
+    plan = halfway("shm")
+    plan.close()  # who gives up need not come to the end
+    plan.reduce_scatter()
+
+
+def half_and_run():
+    plan = make(debug=True)
+    plan.reduce_scatter() if last else plan.run()
+
+
+def halves_on_one_rank():
+    make(halves=last)
+
+
+def halves_while_another_is_started():
+    """Who is in a half goes on with what is started: its peers may be waiting for that."""
+    for transport in collectives.TRANSPORTS:
+        first, second = make("tree", 7, transport=transport), make(transport=transport)
+        first.buffer[:] = second.buffer[:] = 1
+        first.start()
+        if last:
+            first.wait()
+        second.reduce_scatter()
+        second.buffer[second.owned] += 1
+        second.all_gather()
+        first.wait()
+        assert (first.buffer == comm.size).all() and (second.buffer == comm.size + 1).all()
+        for plan in (first, second):
+            plan.close()
+    raise RuntimeError("none: all is well")
+
+
+def automatic_halves():
+    for transport in ("auto", *collectives.TRANSPORTS):
+        for length in (3, 10**5):  # of the shortest something without halves would be chosen
+            with make("auto", length, transport=transport, halves=True) as plan:
+                assert plan.has_halves and f"{plan.name} over {plan.transport}" in plan.choice
+    raise RuntimeError("none: all is well")
+
+
 def late(transport):
     """The last rank comes half a second late, the others look up before."""
     with make("alltoall", transport=transport) as plan:
@@ -264,7 +358,10 @@ CASES = [
     read_only, other_shape, own_buffer_in_shared_memory, run_after_close, started_twice,
     closed_while_running, wait_without_start, late_by_messages, late_in_memory,
     called_out_of_order, started_and_run, alike_out_of_order, closed_instead_of_run,
-    another_communicator, not_a_name, not_called_at_all,
+    another_communicator, no_halves, halves_of_a_vendor, second_half_first, first_half_twice,
+    run_between_the_halves, start_between_the_halves, half_after_close, half_and_run,
+    halves_on_one_rank, halves_while_another_is_started, automatic_halves,
+    not_a_name, not_called_at_all,
 ]  # fmt: skip
 
 

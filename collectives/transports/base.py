@@ -84,7 +84,11 @@ class Transport(Protocol):
         """The buffer, zero, in memory that this transport can move. All ranks must call it."""
 
     def prepare(self, layout: Layout, buffer: NDArray[Any]) -> tuple[list[Step], int]:
-        """The steps of this rank, and the bytes of scratch memory that they hold."""
+        """The steps of this rank, and the bytes of scratch memory that they hold.
+
+        May be called again for other schedules over the same buffer: what is prepared shares the
+        scratch memory, and one is run after the other, in the same order on all ranks.
+        """
 
     def detach(self, buffer: NDArray[Any]) -> NDArray[Any]:
         """The contents of the buffer in memory that outlives the transport."""

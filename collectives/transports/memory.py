@@ -230,9 +230,13 @@ class Binding:
         self._spare = np.empty(spare_length(self._own.dtype, len(self._own)), self._own.dtype)
 
     def steps(self, program: Program) -> tuple[list[Step], int]:
-        """The steps of one call, and the bytes of memory beside the buffer."""
+        """The steps of one call, and the bytes of memory beside the buffer.
+
+        Several programs may be bound to the same buffers: progress goes on from one to the next.
+        """
         sizes = [self._put_aside(task) for task in program.tasks]
-        self._scratch = np.empty(max(sizes, default=0), self._own.dtype)
+        if max(sizes, default=0) > len(self._scratch):
+            self._scratch = np.empty(max(sizes), self._own.dtype)
         steps: list[Step] = [ShmStep(self._progress, [], [], publish=STARTED)]
         for task in program.tasks:
             for step in self._remote(task) if task.remote else self._local(task):

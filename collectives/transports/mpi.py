@@ -141,6 +141,8 @@ class MpiTransport:
         self._comm = comm.Dup()
         self.rank: int = comm.rank
         self.world_size: int = comm.size
+        self._scratch: NDArray[Any] = np.empty(0)
+        self._spare: NDArray[Any] = np.empty(0)
 
     def allocate(self, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Ordinary memory."""
@@ -149,9 +151,11 @@ class MpiTransport:
     def prepare(self, layout: Layout, buffer: NDArray[Any]) -> tuple[list[Step], int]:
         """One step a round. The rounds share the scratch memory, so they cannot overlap."""
         rounds = layout.rounds(self.rank)
-        sizes = [incoming(layout, exchanges) for exchanges in rounds]
-        scratch = np.empty(max(sizes, default=0), buffer.dtype)
-        spare = np.empty(spare_length(buffer.dtype, len(scratch)), buffer.dtype)
+        size = max((incoming(layout, exchanges) for exchanges in rounds), default=0)
+        if size > len(self._scratch):
+            self._scratch = np.empty(size, buffer.dtype)
+            self._spare = np.empty(spare_length(buffer.dtype, size), buffer.dtype)
+        scratch, spare = self._scratch, self._spare
         steps: list[Step] = [self.step(layout, one, buffer, scratch, spare) for one in rounds]
         return steps, scratch.nbytes + spare.nbytes
 

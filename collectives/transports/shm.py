@@ -79,6 +79,7 @@ class ShmTransport:
         self._window: MPI.Win | None = None
         self._memory: dict[int, memoryview] = {}
         self._buffers: dict[int, NDArray[Any]] = {}
+        self._binding: Binding | None = None
 
     def allocate(self, length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
         """The buffer, in the shared window."""
@@ -101,11 +102,12 @@ class ShmTransport:
     def prepare(self, layout: Layout, buffer: NDArray[Any]) -> tuple[list[Step], int]:
         """The program of this rank. Scratch is needed only where a round reads what it writes."""
         assert self._window is not None  # allocate comes first
-        counters = {rank: memory[:8].cast("q") for rank, memory in self._memory.items()}
-        progress = Progress(counters, self.rank, self._window.Sync)
+        if self._binding is None:
+            counters = {rank: memory[:8].cast("q") for rank, memory in self._memory.items()}
+            progress = Progress(counters, self.rank, self._window.Sync)
+            self._binding = Binding(layout, self.rank, self._buffers, progress, self._messages)
         rounds = {rank: layout.rounds(rank) for rank in self._local}
-        binding = Binding(layout, self.rank, self._buffers, progress, self._messages)
-        return binding.steps(program(rounds, self.rank))
+        return self._binding.steps(program(rounds, self.rank))
 
     def detach(self, buffer: NDArray[Any]) -> NDArray[Any]:
         """A copy: the window ends with the transport."""
@@ -115,6 +117,7 @@ class ShmTransport:
         """Free the window; later, if somebody on any rank still holds the buffer or a part."""
         looks = [weakref.ref(array) for array in self._buffers.values()]
         self._buffers.clear()
+        self._binding = None
         if self._messages is not None:
             self._messages.close()
         if self._window is not None:

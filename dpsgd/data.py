@@ -1,8 +1,9 @@
-"""The part of a data set that this rank owns, as one float32 matrix.
+"""The part of a data set that this rank owns, as one matrix.
 
 A data set holds compact codes; its schema says how they become features: numbers divided by a
 public constant, and one-hot columns of public bins, or of crosses of bins. Every row is scaled to a
-public norm. Nothing is fitted to the data.
+public norm. Models that embed columns take the number of the level of each column instead: the bin
+where the column is one-hot by itself, otherwise the code. Nothing is fitted to the data.
 
 Rank r owns rows [n r / p, n (r + 1) / p) of the training rows in the order of the shards. Under the
 neighbouring relation (one record's gradient becomes zero) n and this partition are public.
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from collectives.guard import together
 from collectives.schedule import part_bounds
 from dpsgd.errors import DatasetError
+from dpsgd.models import Inputs
 from preprocess import shards
 from preprocess.errors import DataError
 
@@ -35,9 +37,12 @@ SUPPORTED_UNITS = ("record",)
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Features [rows, num_features] and labels 0 or 1 [rows]."""
+    """Inputs of the model and labels 0 or 1 [rows].
 
-    features: NDArray[np.float32]
+    Inputs are features, float32 [rows, num_features], or levels, int64 [rows, columns].
+    """
+
+    features: NDArray[Any]
     labels: NDArray[np.float32]
 
 
@@ -56,20 +61,23 @@ class Dataset:
     unit: str
     num_examples: int
     num_features: int
+    levels: tuple[int, ...]
+    inputs: Inputs
     train: Rows
     test: Rows
 
 
-def load_dataset(path: Path | str, comm: MPI.Intracomm) -> Dataset:
+def load_dataset(path: Path | str, comm: MPI.Intracomm, inputs: Inputs = "features") -> Dataset:
     """Read this rank's rows. Every rank must call it.
 
-    Raises DatasetError, on all ranks, if the data set is missing, damaged, empty or has a unit of
-    privacy that the trainer cannot protect.
+    `inputs` are what the model takes: `levels` for the transformer, else `features`. Raises
+    DatasetError, on all ranks, if the data set is missing, damaged, empty or has a unit of privacy
+    that the trainer cannot protect.
     """
-    return together(comm, DatasetError, lambda: _load(Path(path), comm.rank, comm.size))
+    return together(comm, DatasetError, lambda: _load(Path(path), comm.rank, comm.size, inputs))
 
 
-def _load(path: Path, rank: int, world_size: int) -> Dataset:
+def _load(path: Path, rank: int, world_size: int, inputs: Inputs) -> Dataset:
     if not os.path.lexists(path):
         demo = "make demo makes one, and " if path == Path("data/demo") else ""
         raise DatasetError(
@@ -91,7 +99,7 @@ def _load(path: Path, rank: int, world_size: int) -> Dataset:
         for split in ("train", "test"):
             bounds = part_bounds(shards.num_rows(manifest, split), world_size)
             codes = shards.read_rows(path, manifest, split, bounds[rank], bounds[rank + 1])
-            features = encode(codes, schema["encoding"])
+            features = as_inputs(codes, schema, inputs)
             parts[split] = Rows(features=features, labels=codes[schema["label"]].astype(np.float32))
     except DataError as error:
         raise DatasetError(str(error)) from None
@@ -109,9 +117,21 @@ def _load(path: Path, rank: int, world_size: int) -> Dataset:
         schema=schema,
         unit=unit,
         num_examples=num_examples,
-        num_features=parts["train"].features.shape[1],
+        num_features=sum(map(_width, schema["encoding"]["features"])),
+        levels=levels(schema),
+        inputs=inputs,
         **parts,
     )
+
+
+def as_inputs(
+    codes: Mapping[str, NDArray[np.uint8]], schema: Mapping[str, Any], inputs: Inputs
+) -> NDArray[Any]:
+    """Codes of n records to what a model takes: features or levels, n rows."""
+    if inputs == "levels":
+        columns = [_cell(codes, [bins]) for bins, _ in _levels(schema)]
+        return np.ascontiguousarray(np.stack(columns, axis=1))
+    return encode(codes, schema["encoding"])
 
 
 def encode(codes: Mapping[str, NDArray[np.uint8]], encoding: dict[str, Any]) -> NDArray[np.float32]:
@@ -129,6 +149,31 @@ def encode(codes: Mapping[str, NDArray[np.uint8]], encoding: dict[str, Any]) -> 
     norms = np.sqrt(np.einsum("ij,ij->i", features, features))
     features *= (np.float32(encoding["row_norm"]) / np.maximum(norms, 1e-12))[:, None]
     return features
+
+
+def levels(schema: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many levels each column has, for models that embed columns."""
+    return tuple(width for _, width in _levels(schema))
+
+
+def _levels(schema: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """For each column, in the order of the features: how it is cut, and into how many levels."""
+    features = schema["encoding"]["features"]
+    alone = [f["of"] for f in features if f["kind"] == "one-hot" and len(f["of"]) == 1]
+    cut = {of[0]["column"]: of[0] for of in alone}
+    domains = {column["name"]: (column["low"], column["high"]) for column in schema["columns"]}
+    names = [
+        name
+        for feature in features
+        for name in ([feature["column"]] if feature["kind"] == "number" else
+                     [one["column"] for one in feature["of"]])
+    ]  # fmt: skip
+    found = []
+    for name in dict.fromkeys(names):
+        low, high = domains[name]
+        bins = cut.get(name, {"column": name, "lower_edges": list(range(low, high + 1))})
+        found.append((bins, len(bins["lower_edges"])))
+    return found
 
 
 def _width(feature: dict[str, Any]) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from dpsgd.data import levels
 from dpsgd.errors import ConfigError, DatasetError
 from dpsgd.models import Model, rebuild
 from preprocess.errors import DataError
@@ -34,7 +35,7 @@ class TrainedModel:
     model: Model
     params: NDArray[np.float32]
     spec: Spec
-    encoding: dict[str, Any]  # that of the spec, as `data.encode` takes it
+    schema: dict[str, Any]  # that of the spec, as `data.as_inputs` takes it
     privacy: dict[str, Any]  # as in privacy.json
 
 
@@ -52,7 +53,7 @@ def load_model(run: Path) -> TrainedModel:
             metadata = _metadata(file.metadata() or {})
             model = rebuild(metadata["model"])
             spec = from_schema(metadata["schema"])
-            _check_features(model, spec)
+            _check_inputs(model, spec, metadata["schema"])
             params = _params(file, model)
         _check_privacy(metadata["privacy"])
         _check_schema_beside(run / SCHEMA, metadata["schema"])
@@ -68,7 +69,7 @@ def load_model(run: Path) -> TrainedModel:
         model=model,
         params=params,
         spec=spec,
-        encoding=metadata["schema"]["encoding"],
+        schema=metadata["schema"],
         privacy=metadata["privacy"],
     )
 
@@ -92,33 +93,36 @@ def _as_object(text: str | bytes, what: str) -> dict[str, Any]:
     return document
 
 
-def _check_features(model: Model, spec: Spec) -> None:
-    if model.num_features != num_features(spec):
+def _check_inputs(model: Model, spec: Spec, schema: dict[str, Any]) -> None:
+    """The model must be made for what the schema gives."""
+    described = model.describe()
+    if model.inputs == "levels":
+        name, of = "levels", "columns"
+        wanted: Any = list(levels(schema))
+    else:
+        name, of, wanted = "num_features", "encoding", num_features(spec)
+    if described[name] != wanted:
         raise DatasetError(
-            f"num_features of the model must be the {num_features(spec)} of the schema's encoding, "
-            f"got {model.num_features}"
+            f"{name} of the model must be the {wanted} of the schema's {of}, got {described[name]}"
         )
 
 
 def _params(file: Any, model: Model) -> NDArray[np.float32]:
     """The tensors, checked, one after the other in the order of the flat buffer."""
-    shapes: dict[str, list[int]] = {}
-    for number, layer in enumerate(model.layers):
-        shapes[f"layers.{number}.weight"] = [layer.inputs, layer.outputs]
-        shapes[f"layers.{number}.bias"] = [layer.outputs]
-    if set(file.keys()) != set(shapes):
+    names = [tensor.name for tensor in model.tensors]
+    if set(file.keys()) != set(names):
         raise DatasetError(
-            f"tensors must be {', '.join(shapes)}, got {', '.join(sorted(file.keys()))}"
+            f"tensors must be {', '.join(names)}, got {', '.join(sorted(file.keys()))}"
         )
-    for name, shape in shapes.items():
-        tensor = file.get_slice(name)
-        if (tensor.get_dtype(), tensor.get_shape()) != ("F32", shape):
+    for tensor in model.tensors:
+        found, shape = file.get_slice(tensor.name), list(tensor.shape)
+        if (found.get_dtype(), found.get_shape()) != ("F32", shape):
             raise DatasetError(
-                f"{name} must be F32 {shape}, got {tensor.get_dtype()} {tensor.get_shape()}"
+                f"{tensor.name} must be F32 {shape}, got {found.get_dtype()} {found.get_shape()}"
             )
-        if not np.isfinite(file.get_tensor(name)).all():
-            raise DatasetError(f"{name} must be finite, it is not: the training diverged")
-    return np.concatenate([file.get_tensor(name).ravel() for name in shapes])
+        if not np.isfinite(file.get_tensor(tensor.name)).all():
+            raise DatasetError(f"{tensor.name} must be finite, it is not: the training diverged")
+    return np.concatenate([file.get_tensor(name).ravel() for name in names])
 
 
 def _check_privacy(privacy: dict[str, Any]) -> None:

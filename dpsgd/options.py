@@ -22,6 +22,7 @@ KINDS = {
     "number": "a number",
     "true|false": "true or false",
     "widths": "widths such as 64 or 64,32",
+    "rows": "auto or an integer",
 }
 
 DEFAULT, NOT_GIVEN = "default", "not given"

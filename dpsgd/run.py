@@ -88,14 +88,14 @@ def _start_mpi() -> MPI.Intracomm:
 def _train(asked: Asked, comm: MPI.Intracomm, threads: int, started: float) -> int:
     from collectives.guard import on_root
     from collectives.transports.mpi import library_version
-    from dpsgd import data, run_folder, trainer
+    from dpsgd import data, models, run_folder, trainer
 
     if comm.rank == 0:
         from dpsgd.show import Show
     config, json_to = asked.config, asked.json_to
     needed = (asked.file, config.data, config.ledger_of(config.data), config.out)
     on_root(comm, UserError, lambda: check_json(json_to, *needed))
-    dataset = data.load_dataset(config.data, comm)
+    dataset = data.load_dataset(config.data, comm, models.inputs_of(config.model))
     folder = _folder_of(config)
     made = on_root(comm, UserError, lambda: run_folder.create(folder, _num_bytes(config, dataset)))
     progress = None
@@ -126,10 +126,9 @@ def _folder_of(config: Config) -> Path:
 
 
 def _num_bytes(config: Config, dataset: Dataset) -> int:
-    from dpsgd import models, run_folder
+    from dpsgd import run_folder, trainer
 
-    model = models.build(config.model, dataset.num_features, config.hidden)
-    return 4 * model.num_params + run_folder.SPARE_BYTES
+    return 4 * trainer.model_of(config, dataset).num_params + run_folder.SPARE_BYTES
 
 
 def _progress(
@@ -146,7 +145,7 @@ def _progress(
 
     def progress(now: trainer.Progress) -> None:
         if now.step == 1:
-            for line in plan_lines(now.run, now.all_reduce, config.engine):
+            for line in plan_lines(now.run, now.all_reduce, now.engine):
                 show.line(line)
             show.line(f"first step {time.perf_counter() - started:.1f} s after the start")
         if facts := show.progress(now):

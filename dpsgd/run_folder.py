@@ -158,11 +158,10 @@ def _model_file(result: Result) -> bytes:
     """The parameters by layer, with what is needed to use them in the metadata."""
     from safetensors.numpy import save
 
-    tensors = {}
-    for number, layer in enumerate(result.run.model.layers):
-        weight = result.params[layer.weight].reshape(layer.inputs, layer.outputs)
-        tensors[f"layers.{number}.weight"] = weight
-        tensors[f"layers.{number}.bias"] = result.params[layer.bias]
+    tensors = {
+        tensor.name: result.params[tensor.place].reshape(tensor.shape)
+        for tensor in result.run.model.tensors
+    }
     metadata = {
         "model": json.dumps(result.run.model.describe()),
         "schema": json.dumps(result.schema),

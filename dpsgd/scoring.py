@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsgd import models
-from dpsgd.data import encode
+from dpsgd.data import as_inputs
 from dpsgd.model_file import TrainedModel
 from preprocess.engines.base import Refused
 from preprocess.engines.polars import Block
@@ -45,6 +44,6 @@ def _logits(codes: NDArray[np.uint8], trained: TrainedModel) -> NDArray[np.float
     found = [np.empty(0, np.float32)]
     for start in range(0, len(codes), ROWS_AT_ONCE):
         columns = dict(zip(names, codes[start : start + ROWS_AT_ONCE].T, strict=True))
-        features = encode(columns, trained.encoding)
-        found.append(models.logits(trained.model, trained.params, features))
+        inputs = as_inputs(columns, trained.schema, trained.model.inputs)
+        found.append(trained.model.logits(trained.params, inputs))
     return np.concatenate(found)

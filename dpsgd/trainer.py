@@ -29,10 +29,12 @@ import collectives
 from collectives.guard import agree, on_root, together
 from dpsgd import engines, metrics, models, optimizers, statement, streams
 from dpsgd.accounting import LiveEpsilon
-from dpsgd.config import Config
+from dpsgd.config import DDP, Config
 from dpsgd.data import Dataset
 from dpsgd.errors import ConfigError, DatasetError, UserError
+from dpsgd.exchange import Exchange, make_exchange
 from dpsgd.ledger import Ledger
+from dpsgd.microbatch import Microbatched
 from dpsgd.phases import PHASES, PhaseTimer
 from dpsgd.planning import Run, plan_run
 from dpsgd.release import Release
@@ -48,6 +50,7 @@ class Progress:
 
     run: Run
     all_reduce: str
+    engine: str
     step: int
     seconds: float
     epsilon: Callable[[], float | None]
@@ -68,6 +71,8 @@ class Result:
     params: NDArray[np.float32]
     allreduce: str
     transport: str
+    engine: str
+    microbatch: int
     seconds: float
     phases: dict[str, dict[str, float]]
     metrics: dict[str, float | None]
@@ -87,7 +92,8 @@ class Result:
             "world_size": run.world_size,
             "allreduce": self.allreduce,
             "transport": self.transport,
-            "engine": self.config.engine,
+            "engine": self.engine,
+            "microbatch": self.microbatch,
             "model": run.model.describe(),
             "steps": run.steps,
             "seconds": self.seconds,
@@ -104,59 +110,81 @@ def train(
     dataset: Dataset,
     comm: MPI.Intracomm,
     progress: Callable[[Progress], None] | None = None,
+    timer: PhaseTimer | None = None,
 ) -> Result:
     """Train on the ranks of `comm`, each with its own part of the data. All ranks must call it.
 
-    `progress` is called on rank 0 after every step. Raises, on all ranks and before any data is
-    touched, ConfigError for options that differ between ranks or do not fit the data, DatasetError
-    if the ranks' parts are not those of one data set, and PrivacyError if the budget cannot be
-    reached. After any other error the events reserved so far count as spent.
+    `progress` is called on rank 0 after every step; `timer` hears of every phase. Raises, on all
+    ranks and before any data is touched, ConfigError for options that differ between ranks or do
+    not fit the data, DatasetError if the ranks' parts are not those of one data set, and
+    PrivacyError if the budget cannot be reached. After any other error the events reserved so far count as spent.
     """
     _check_agreement(config, dataset, comm)
     _check_world(config.allreduce, comm.size)
-    model = models.build(config.model, dataset.num_features, config.hidden)
+    model = together(comm, UserError, lambda: model_of(config, dataset))
     clip = math.inf if config.no_privacy else config.max_grad_norm
-    engine = together(comm, UserError, lambda: engines.build(config.engine, model, clip))
+    name = _engine(config, model)
+    inner = together(comm, UserError, lambda: engines.build(name, model, clip))
+    engine = Microbatched(inner, config.microbatch)
     run = on_root(comm, UserError, lambda: plan_run(config, dataset, model, engine.rho, comm.size))
-    timer = PhaseTimer()
-    with _all_reduce(config, comm, model.num_params, run.grid.wire) as all_reduce:
-        ledger = Ledger(run.ledger, comm, run)
-        params = comm.bcast(model.initial(run.seed))
-        average = optimizers.Average(params, config.averaging)
-        over = "" if all_reduce.transport == "vendor" else f" over {all_reduce.transport}"
-        route = all_reduce.choice or f"{all_reduce.name}{over}"
-        step = _Step(config, dataset, run, engine, all_reduce, comm.rank)
-        spent = LiveEpsilon(run.accounted, run.epsilon, run.delta, run.imprecision)
-        comm.Barrier()
-        start = time.perf_counter()
-        for count in range(1, run.steps + 1):
-            step(ledger.next(), params, timer)
-            average.update(params)
-            if progress is not None and comm.rank == 0:
-                seconds = time.perf_counter() - start
-                progress(
-                    Progress(
-                        run=run,
-                        all_reduce=route,
-                        step=count,
-                        seconds=seconds,
-                        epsilon=partial(spent, count),
-                    )
+    timer = timer or PhaseTimer()
+    seed = config.insecure_seed
+    keys = streams.fresh() if seed is None else streams.insecure(seed, comm.rank)
+    rows = _sampler(config, run, keys, dataset, comm)
+    params = comm.bcast(model.initial(run.seed))
+    release = Release(run.grid, keys.noise)
+    if config.allreduce == DDP:
+        from dpsgd.ddp import make_ddp_exchange
+
+        exchange: Exchange = make_ddp_exchange(comm, model, inner, release, timer)
+    else:
+        nothing = dataset.train.features[:0], dataset.train.labels[:0]
+        parts = [*engine.stages(params, *nothing, np.empty(model.num_params))]
+        exchange = make_exchange(config, comm, release, parts, timer)
+    ledger = Ledger(run.ledger, comm, run)
+    average = optimizers.Average(params, config.averaging)
+    over = "" if exchange.transport == "vendor" else f" over {exchange.transport}"
+    route = exchange.choice or f"{exchange.name}{over}"
+    step = _Step(config, dataset, run, engine, exchange, rows, timer)
+    spent = LiveEpsilon(run.accounted, run.epsilon, run.delta, run.imprecision)
+    comm.Barrier()
+    start = time.perf_counter()
+    for count in range(1, run.steps + 1):
+        step(ledger.next(), params, last=count == run.steps)
+        average.update(params)
+        if progress is not None and comm.rank == 0:
+            seconds = time.perf_counter() - start
+            progress(
+                Progress(
+                    run=run,
+                    all_reduce=route,
+                    engine=name,
+                    step=count,
+                    seconds=seconds,
+                    epsilon=partial(spent, count),
                 )
-        seconds = time.perf_counter() - start
+            )
+    seconds = time.perf_counter() - start
+    exchange.close()
     _check_same(params, comm)
     return Result(
         config=config,
         run=run,
         schema=dataset.schema,
         params=average.params,
-        allreduce=all_reduce.name,
-        transport=all_reduce.transport,
+        allreduce=exchange.name,
+        transport=exchange.transport,
+        engine=name,
+        microbatch=engine.size,
         seconds=seconds,
         phases=_over_ranks(timer, comm),
         metrics=_evaluate(model, average.params, dataset, comm),
         privacy=on_root(comm, UserError, lambda: statement.report(config, run)),
     )
+
+
+Rows = Callable[[int], NDArray[np.int64]]
+"""The rows that an event draws."""
 
 
 class _Step:
@@ -167,39 +195,90 @@ class _Step:
         config: Config,
         dataset: Dataset,
         run: Run,
-        engine: engines.Engine,
-        all_reduce: collectives.AllReduce,
-        rank: int,
+        engine: Microbatched,
+        exchange: Exchange,
+        rows: Rows,
+        timer: PhaseTimer,
     ) -> None:
-        seed = config.insecure_seed
-        keys = streams.fresh() if seed is None else streams.insecure(seed, rank)
         num_params = run.model.num_params
         self._data = dataset.train
-        self._sampler = PoissonSampler(keys.sampling, run.sample_rate, len(self._data.labels))
+        self._rows = rows
         self._engine = engine
-        self._release = Release(run.grid, keys.noise)
-        self._all_reduce = all_reduce
+        self._exchange = exchange
+        self._phase = timer
         self._optimizer = optimizers.build(
-            config.optimizer, num_params, config.resolved_learning_rate()
+            config.optimizer,
+            num_params,
+            config.resolved_learning_rate(),
+            optimizers.schedule(config.schedule, config.warmup, run.steps),
+            adam_bias_correction=config.adam_bias_correction,
+            noise_std=run.noise_multiplier * run.grid.sensitivity / run.expected_batch_size,
         )
         self._expected_batch_size = run.expected_batch_size
-        self._grad_sum = np.zeros(num_params)
+        self._total = np.empty(num_params)
+        self._grad_mean = np.empty(num_params, np.float32)
 
-    def __call__(self, event: int, params: NDArray[np.float32], phase: PhaseTimer) -> None:
+    def __call__(self, event: int, params: NDArray[np.float32], last: bool) -> None:
         """Change `params` by what event number `event` releases."""
-        data, grad_sum, all_reduce = self._data, self._grad_sum, self._all_reduce
+        phase, data, exchange = self._phase, self._data, self._exchange
         with phase("sample"):
-            rows = self._sampler.rows(event)
+            rows = self._rows(event)
             features, labels = data.features[rows], data.labels[rows]
+        exchange.begin(event)
         with phase("compute"):
-            self._engine.clipped_sum(params, features, labels, out=grad_sum)
-        with phase("noise"):
-            self._release.encode(grad_sum, event, out=all_reduce.buffer)
-        with phase("communicate"):
-            all_reduce.run()
+            exchange.take(self._engine.stages(params, features, labels, exchange.sum))
+        exchange.finish(None if last else event + 1)
         with phase("update"):
-            grad_mean = self._release.decode(all_reduce.buffer) / self._expected_batch_size
-            self._optimizer.step(params, grad_mean.astype(np.float32))
+            total = exchange.decode(self._total)
+            total /= self._expected_batch_size
+            np.copyto(self._grad_mean, total, casting="same_kind")
+            self._optimizer.step(params, self._grad_mean)
+
+
+def _sampler(
+    config: Config, run: Run, keys: streams.Streams, dataset: Dataset, comm: MPI.Intracomm
+) -> Rows:
+    """What draws rows of this rank's part. Every rank must call it.
+
+    Each rank has a secret stream of its own. With an insecure seed there is one public stream for
+    the whole data set, so that any number of ranks draw the same records.
+    """
+    num_rows = len(dataset.train.labels)
+    if config.insecure_seed is None:
+        return PoissonSampler(keys.sampling, run.sample_rate, num_rows).rows
+    first = comm.scan(num_rows) - num_rows
+    public = streams.insecure(config.insecure_seed, 0).sampling
+    whole = PoissonSampler(public, run.sample_rate, run.num_examples)
+
+    def rows(event: int) -> NDArray[np.int64]:
+        drawn = whole.rows(event)
+        return drawn[slice(*np.searchsorted(drawn, (first, first + num_rows)))] - first
+
+    return rows
+
+
+def _engine(config: Config, model: models.Model) -> str:
+    """The name of the engine that is taken."""
+    if config.engine != engines.AUTO:
+        return config.engine
+    return "two-pass" if config.allreduce == DDP else engines.choose(model)
+
+
+def model_of(config: Config, dataset: Dataset) -> models.Model:
+    """The model of the configuration, for this data set."""
+    wanted = models.inputs_of(config.model)
+    if dataset.inputs != wanted:
+        raise ConfigError(
+            f"model {config.model} takes {wanted}, but the data set was loaded as "
+            f"{dataset.inputs}: load_dataset(path, comm, inputs={wanted!r})"
+        )
+    return models.build(
+        config.model,
+        dataset.num_features,
+        config.hidden,
+        activation=config.activation,
+        levels=dataset.levels,
+    )
 
 
 def _check_agreement(config: Config, dataset: Dataset, comm: MPI.Intracomm) -> None:
@@ -222,23 +301,11 @@ def _check_agreement(config: Config, dataset: Dataset, comm: MPI.Intracomm) -> N
 
 def _check_world(allreduce: str, world_size: int) -> None:
     """Raise ConfigError, before anything takes long, if a schedule is for more ranks."""
-    if allreduce not in (collectives.AUTO, *collectives.VENDORS):
+    if allreduce not in (collectives.AUTO, DDP, *collectives.VENDORS):
         try:
             collectives.find(allreduce).num_parts(world_size)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-
-
-def _all_reduce(
-    config: Config, comm: MPI.Intracomm, length: int, dtype: str
-) -> collectives.AllReduce:
-    """The all-reduce of the gradients. Raises ConfigError if it does not fit these ranks."""
-    try:
-        return collectives.make_plan(
-            config.allreduce, comm, length, dtype, transport=config.transport
-        )
-    except ValueError as error:  # the same one on all ranks
-        raise ConfigError(str(error)) from None
 
 
 def _check_same(params: NDArray[np.float32], comm: MPI.Intracomm) -> None:
@@ -265,7 +332,7 @@ def _evaluate(
     model: models.Model, params: NDArray[np.float32], dataset: Dataset, comm: MPI.Intracomm
 ) -> dict[str, float | None]:
     """Each rank scores its part of the test split; rank 0 puts them together."""
-    scores = models.logits(model, params, dataset.test.features)
+    scores = model.logits(params, dataset.test.features)
     parts = comm.gather((scores, dataset.test.labels))
     if parts is None:
         return comm.bcast(None)  # type: ignore[no-any-return]

@@ -27,13 +27,14 @@ def digits_below(draw: np.ndarray) -> np.ndarray:
 def main(dataset_path: Path, ledger: Path) -> None:
     comm = world()
     dataset = dpsgd.load_dataset(dataset_path, comm)
+    streams.fresh = lambda: streams.insecure(SEED, comm.rank)  # of every rank, as in earnest
     config = dpsgd.Config(
-        ledger=ledger, insecure_seed=SEED, sample_rate=RATE, noise_multiplier=SIGMA, steps=1,
+        ledger=ledger, sample_rate=RATE, noise_multiplier=SIGMA, steps=1,
         max_grad_norm=CLIP, optimizer="sgd", learning_rate=LEARNING_RATE, averaging=0.0,
     )  # fmt: skip
     result = dpsgd.train(config, dataset, comm)
     model, grid = result.run.model, result.run.grid
-    initial = model.initial(SEED)
+    initial = model.initial(result.run.seed)
 
     rows = digits_below(
         streams.insecure(SEED, comm.rank).sampling.bytes(0, len(dataset.train.labels))

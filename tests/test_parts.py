@@ -1,4 +1,4 @@
-"""The small parts: optimizers, metrics, models, features, launcher; and who imports whom."""
+"""The small parts: metrics, models, features, launcher; and who imports whom."""
 
 from __future__ import annotations
 
@@ -10,43 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpsgd import metrics, models, optimizers
-from dpsgd.config import OPTIMIZERS
+from dpsgd import metrics, models
 from dpsgd.data import encode
 from dpsgd.errors import ConfigError
 from helpers import ROOT
 from launch import world
-
-
-def test_every_optimizer_equals_its_reference() -> None:
-    torch = pytest.importorskip("torch", reason="the reference needs the extra torch")
-    made = {
-        "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
-        "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
-        "adam": lambda p: torch.optim.Adam(p, lr=0.05),
-    }
-    assert set(made) == set(optimizers.OPTIMIZERS) == set(OPTIMIZERS)
-    generator = np.random.default_rng(0)
-    for name, reference in made.items():
-        ours = generator.normal(size=50).astype(np.float32)
-        theirs = torch.tensor(ours.copy())
-        mine, other = optimizers.build(name, 50, 0.05), reference([theirs])
-        for _ in range(30):
-            gradient = generator.normal(size=50).astype(np.float32)
-            mine.step(ours, gradient)
-            theirs.grad = torch.tensor(gradient)
-            other.step()
-        np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-5, atol=2e-6)
-
-
-def test_the_average_is_exponential_and_without_decay_the_last() -> None:
-    first, second = np.float32([1, 2]), np.float32([3, 7])
-    average = optimizers.Average(first, 0.75)
-    average.update(second)
-    np.testing.assert_allclose(average.params, 0.75 * first + 0.25 * second)
-    last = optimizers.Average(first, 0.0)
-    last.update(second)
-    assert np.array_equal(last.params, second)
 
 
 def test_metrics_equal_scikit_learns() -> None:
@@ -100,17 +68,18 @@ def test_a_record_has_the_same_logit_bit_for_bit_in_every_batch() -> None:
     params = model.initial(5)
     features = np.random.default_rng(1).normal(size=(5000, 124)).astype(np.float32)
     features[4000:] = features[:1000]
-    whole = models.logits(model, params, features)
+    whole = model.logits(params, features)
     assert whole.dtype == np.float32
     assert np.array_equal(whole[4000:], whole[:1000]), "equal records are tied"
     for rows in (1, 7, 100, 2500):
-        parts = [models.logits(model, params, features[i : i + rows]) for i in range(0, 500, rows)]
+        parts = [model.logits(params, features[i : i + rows]) for i in range(0, 500, rows)]
         assert np.array_equal(np.concatenate(parts)[:500], whole[:500])
-    assert models.logits(model, params, features[:0]).shape == (0,)
+    assert model.logits(params, features[:0]).shape == (0,)
 
 
 def test_the_recipes_model_has_its_size_and_its_start() -> None:
     model = models.build("mlp", 124, (64,))
+    assert isinstance(model, models.Dense)
     assert model.num_params == 124 * 64 + 64 + 64 + 1
     params = model.initial(5)
     first, last = model.layers

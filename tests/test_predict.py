@@ -142,7 +142,7 @@ def test_scores_are_the_probabilities_of_the_network_in_the_file(
     names = [column.name for column in CENSUS_2000.columns]
     value = encode(dict(zip(names, codes.T, strict=True)), encoding).astype(np.float64)
     for number in range(3):
-        value = value @ tensors[f"layers.{number}.weight"] + tensors[f"layers.{number}.bias"]
+        value = value @ tensors[f"layers.{number}.weight"].T + tensors[f"layers.{number}.bias"]
         if number < 2:
             value = 0.5 / value.shape[1] ** 0.5 * np.tanh(value)
     rows = scored(trained, raw_lines[:301], tmp_path)

@@ -116,10 +116,10 @@ def rewritten(trained: Path, folder: Path, change: Change) -> Path:
         (lambda m, t: m.clear(), "metadata must have model"),
         (lambda m, t: m.pop("schema"), "metadata must have schema"),
         (lambda m, t: m.update(model=[1]), "metadata model must be a JSON object, got a list"),
-        (lambda m, t: m["model"].update(name="cnn"), "must be one of logistic, mlp, got 'cnn'"),
+        (lambda m, t: m["model"].update(name="tree"), "must be one of logistic, mlp, cnn"),
         (lambda m, t: m["model"].update(name="logistic"), "hidden of this model must be []"),
-        (lambda m, t: m["model"].update(hidden=["8"]), "must be positive integers, got 124 and"),
-        (lambda m, t: m["model"].update(activation="relu"), "activation of this model must be"),
+        (lambda m, t: m["model"].update(hidden=["8"]), "must be positive integers, got ['8']"),
+        (lambda m, t: m["model"].update(activation="gelu"), "activation must be one of"),
         (lambda m, t: m["model"].update(num_params=1), "num_params of this model must be"),
         (
             lambda m, t: m["schema"]["encoding"]["features"].pop(),

@@ -122,7 +122,7 @@ def test_the_model_file_is_what_was_hashed_and_scored(
     manifest = shards.read_manifest(dataset)
     codes = shards.read_rows(dataset, manifest, "test", 0, shards.num_rows(manifest, "test"))
     model = models.build("mlp", 124, (64,))
-    logits = models.logits(model, params, encode(codes, schema["encoding"]))
+    logits = model.logits(params, encode(codes, schema["encoding"]))
     found = metrics.evaluate(logits, codes["employed"].astype(np.float32))
     assert found == pytest.approx(run["metrics"], abs=1e-4)  # rounding differs with the batch
 

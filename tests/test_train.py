@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers import Launch
@@ -19,6 +20,22 @@ def test_one_step_is_exactly_as_defined(
     """Own streams for sampling and noise on every rank, the constant denominator, the grid."""
     done = mpirun(world_size, HERE / "ranks_train.py", dataset, tmp_path / "ledger")
     assert done.stdout == "one step as defined\n", done.stderr
+
+
+def test_world_size_does_not_change_the_model(
+    mpirun: Launch, tmp_path: Path, dataset: Path
+) -> None:
+    """Without noise all worlds agree within the grid: 3 steps, half a spacing for each rank."""
+    found = {}
+    for world_size in (1, 2, 3, 4):
+        done = mpirun(world_size, HERE / "ranks_world_size.py", dataset, tmp_path)
+        assert done.returncode == 0, done.stderr
+        found[world_size] = np.fromfile(tmp_path / f"params-{world_size}", np.float32)
+    spacing = max(float((tmp_path / f"spacing-{n}").read_text()) for n in found)
+    assert np.abs(found[1]).max() > 1e-3, "nothing was learnt"
+    for world_size, params in found.items():
+        ulp = np.spacing(np.abs(found[1]).astype(np.float32))
+        assert (np.abs(params - found[1]) <= 3 * (world_size * spacing + ulp)).all()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ algorithm 1, taken literally: gradient, norm, clip, add. It shares no formula wi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dpsgd.models import Model, layer_scale
+from dpsgd.flat_module import FlatModule
+from dpsgd.models import Model
 
 MAX_ROWS = 2**20
 """Rows of one batch for which the rounding of float64 sums stays within rho."""
@@ -30,33 +31,40 @@ class Loop:
     rho = 2.0 * MAX_ROWS**2 * 2.0**-53
 
     def __init__(self, model: Model, max_grad_norm: float) -> None:
-        self._layers = model.layers
+        self._module = FlatModule(model, torch.float64)
         self._max_grad_norm = max_grad_norm
 
     def clipped_sum(
         self,
         params: NDArray[np.float32],
-        features: NDArray[np.float32],
+        features: NDArray[Any],
         labels: NDArray[np.float32],
         out: NDArray[np.float64],
     ) -> None:
         """Write the clipped sum of the batch to `out` [num_params]."""
+        out[:] = 0
+        self.add_sum(params, features, labels, out)
+
+    def add_sum(
+        self,
+        params: NDArray[np.float32],
+        features: NDArray[Any],
+        labels: NDArray[np.float32],
+        out: NDArray[np.float64],
+    ) -> None:
+        """Add the clipped sum of the batch to `out` [num_params]."""
         if len(features) > MAX_ROWS:
             raise ValueError(f"batch must have at most {MAX_ROWS} rows, got {len(features)}")
-        out[:] = 0
-        flat = torch.tensor(params, dtype=torch.float64, requires_grad=True)
-        for x, y in zip(features, labels, strict=True):
-            loss = self._loss(flat, torch.tensor(x, dtype=torch.float64), float(y))
-            (gradient,) = torch.autograd.grad(loss, flat)
+        module = self._module
+        module.load(params)
+        inputs, targets = module.inputs(features), module.labels(labels)
+        for row in range(len(labels)):
+            loss = module.losses(inputs[row : row + 1], targets[row : row + 1]).sum()
+            parts = torch.autograd.grad(
+                loss, module.parameters, allow_unused=True, materialize_grads=True
+            )
+            gradient = torch.cat([part.reshape(-1) for part in parts])
             norm = float(gradient.norm())
             if math.isfinite(norm):
                 clip = min(1.0, self._max_grad_norm / norm) if norm > 0 else 1.0
                 out += gradient.numpy() * clip
-
-    def _loss(self, flat: torch.Tensor, x: torch.Tensor, y: float) -> torch.Tensor:
-        *hidden, last = self._layers
-        for layer in hidden:
-            weight = flat[layer.weight].reshape(layer.inputs, layer.outputs)
-            x = layer_scale(layer.outputs) * torch.tanh(x @ weight + flat[layer.bias])
-        logit = x @ flat[last.weight] + flat[last.bias][0]
-        return binary_cross_entropy_with_logits(logit, torch.tensor(y, dtype=torch.float64))

@@ -1,0 +1,287 @@
+"""What one call of a layer contributes to the gradients of its parameters, example by example.
+
+    Outer    sum over positions t of g_t a_t^T        linear layers, convolutions
+    Lookup   g_t added to row id_t, for every t       embeddings
+    Each     a gradient for every example             whatever is small, or of no known form
+
+A term bounds the squared norms of its per-example gradients from above, rounding included, and adds
+the sum of gradients times weights to float64 vectors. For Outer the gradients are never built:
+
+    norm^2 of an example  =  sum over t, s of (a_t . a_s [+ 1]) (g_t . g_s)      the 1 is the bias
+
+(Goodfellow, "Efficient per-example gradient computations", 2015, for one position; Li et al.,
+"Large language models can be strong differentially private learners", 2022, section 4.1, for
+several.) With several positions terms of both signs add up, and where they cancel, rounding is all
+that is left. It is bounded by the *spread* S = sum over t of |a_t| |g_t|: the sum of products is
+off by at most (num_terms) 2^-24 S^2. Examples with S > MAX_SPREAD times their norm are left to the
+reference engine; for the rest a float32 sum over a block of R rows, T of them an example, is off by
+R (R / T + 3) 2^-24 MAX_SPREAD C, and blocks are chosen so that this is below RHO C / 2.
+
+Outer with few parameters and many positions (P <= 2 T^2, as in convolutions) is cheaper built, and
+becomes Each (Bu, Mao and Xu, "Scalable and efficient training of large convolutional neural
+networks with differential privacy", 2022, section 4).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import reduce
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 128
+MAX_SPREAD = 32.0
+RHO = 2 * BLOCK_ROWS * (BLOCK_ROWS + 2) * 2.0**-24
+UNIT = 2.0**-24
+PIECE = 32  # of a row of which squares are added in float32
+PRODUCTS_AT_ONCE = 2**21  # elements of the blocks' products
+
+
+class Term(ABC):
+    """Gradients of `parameters`, one example after the other [batch]."""
+
+    parameters: tuple[Tensor, ...]
+
+    @abstractmethod
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Upper bounds of norm^2 and of spread^2 for each example [batch].
+
+        Where nothing can cancel in a float32 sum, the spread is the norm.
+        """
+
+    @abstractmethod
+    def blanked(self, keep: Tensor) -> Term:
+        """The same with examples that are not kept [batch] replaced by zeros."""
+
+    @abstractmethod
+    def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
+        """Add the gradients times `weights` [batch] to one float64 vector a parameter."""
+
+    @abstractmethod
+    def built(self) -> Each:
+        """The per-example gradients themselves."""
+
+
+class Outer(Term):
+    """g [batch, positions, outputs] and a [batch, positions, inputs], or both without positions.
+
+    `parameters` are the weight [outputs, inputs], then the bias [outputs] if there is one.
+    """
+
+    def __init__(self, parameters: tuple[Tensor, ...], a: Tensor, g: Tensor) -> None:
+        self.parameters, self.a, self.g = parameters, a, g
+        self.has_bias = len(parameters) == 2
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """See the module."""
+        a, g = self.a, self.g
+        rounding = (a.shape[-1] + g.shape[-1] + 16) * UNIT
+        a_squared = torch.linalg.vector_norm(a, dim=-1).square_()
+        g_squared = torch.linalg.vector_norm(g, dim=-1).square_()
+        if self.has_bias:
+            a_squared += 1
+        if a.dim() == 2:
+            norms = a_squared.mul_(g_squared).mul_(1 + rounding)
+            return norms, norms
+        spread = a_squared.mul_(g_squared).sqrt_().sum(1).square_()
+        products = torch.bmm(a, a.transpose(1, 2))
+        if self.has_bias:
+            products += 1
+        products *= torch.bmm(g, g.transpose(1, 2))
+        rounding += (len(products[0]) + 4) * UNIT  # of the sums over s; those over t are exact
+        exact = products.sum(2).sum(1, dtype=torch.float64)
+        norms = (exact.clamp_min_(0) + 1.01 * rounding * spread).float()
+        return norms, spread * 1.01
+
+    def blanked(self, keep: Tensor) -> Outer:
+        """Both factors are replaced, because 0 times NaN is NaN."""
+        return Outer(self.parameters, _blanked(self.a, keep), _blanked(self.g, keep))
+
+    def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
+        """Blocks of rows in float32, their sum in float64."""
+        inputs, outputs = self.a.shape[-1], self.g.shape[-1]
+        positions = 1 if self.a.dim() == 2 else self.a.shape[1]
+        g = (self.g * _beside(weights, self.g)).reshape(-1, outputs)
+        a = self.a.reshape(-1, inputs)
+        out = outs[0].view(outputs, inputs)
+        rows = block_rows(positions)
+        at_once = rows * max(1, PRODUCTS_AT_ONCE // (inputs * outputs))
+        for first, last in pairwise([*range(0, len(a), at_once), len(a)]):
+            whole = first + (last - first) // rows * rows
+            if whole > first:
+                left = g[first:whole].view(-1, rows, outputs).transpose(1, 2)
+                products = torch.bmm(left, a[first:whole].view(-1, rows, inputs))
+                out += products.sum(0, dtype=torch.float64) if len(products) > 1 else products[0]
+            if whole < last:
+                out += g[whole:last].T @ a[whole:last]
+        if self.has_bias:
+            outs[1].add_(g.sum(0, dtype=torch.float64))
+
+    def joined(self, other: Outer) -> Outer:
+        """Two calls of the same layer are one call with the positions of both."""
+        ours, theirs = (
+            (t.a, t.g) if t.a.dim() == 3 else (t.a[:, None], t.g[:, None]) for t in (self, other)
+        )
+        return Outer(
+            self.parameters,
+            *(torch.cat(pair, 1) for pair in zip(ours, theirs, strict=True)),
+        )
+
+    def settled(self) -> Term:
+        """Itself, or the gradients, where that is less work."""
+        if self.a.dim() == 2:
+            return self
+        positions, inputs = self.a.shape[1:]
+        if inputs * self.g.shape[-1] > 2 * positions**2:
+            return self
+        return self.built()
+
+    def built(self) -> Each:
+        """The per-example gradients."""
+        a, g = (t if t.dim() == 3 else t[:, None] for t in (self.a, self.g))
+        gradients = [torch.bmm(g.transpose(1, 2), a)]
+        if self.has_bias:
+            gradients.append(g.sum(1))
+        return Each(self.parameters, gradients)
+
+
+class Each(Term):
+    """A gradient for every example: one tensor [batch, ...] a parameter.
+
+    What is summed is what is measured, so it does not matter how the gradients were rounded.
+    """
+
+    def __init__(self, parameters: tuple[Tensor, ...], gradients: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+        self.gradients = [gradient.flatten(1) for gradient in gradients]
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Squares are added in float32 in short pieces, and these in float64."""
+        norms = torch.zeros(len(self.gradients[0]), dtype=torch.float64)
+        for gradient in self.gradients:
+            whole = gradient.shape[1] // PIECE * PIECE
+            if whole:
+                pieces = gradient[:, :whole].reshape(len(gradient), -1, PIECE)
+                lengths = torch.linalg.vector_norm(pieces, dim=2)
+                norms += lengths.square_().sum(1, dtype=torch.float64)
+            if whole < gradient.shape[1]:
+                norms += torch.linalg.vector_norm(gradient[:, whole:], dim=1).square_()
+        norms = (norms * (1 + (PIECE + 16) * UNIT)).float()
+        return norms, norms
+
+    def built(self) -> Each:
+        """Itself."""
+        return self
+
+    def blanked(self, keep: Tensor) -> Each:
+        """See Term."""
+        return Each(self.parameters, [_blanked(gradient, keep) for gradient in self.gradients])
+
+    def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
+        """Blocks of rows in float32, their sum in float64."""
+        for gradient, out in zip(self.gradients, outs, strict=True):
+            for rows in range(0, len(weights), BLOCK_ROWS):
+                block = slice(rows, rows + BLOCK_ROWS)
+                out += weights[block] @ gradient[block]
+
+
+class Lookup(Term):
+    """g [batch, positions, width] added to the rows ids [batch, positions] of the weight."""
+
+    def __init__(self, parameters: tuple[Tensor, ...], ids: Tensor, g: Tensor) -> None:
+        self.parameters, self.ids, self.g = parameters, ids, g
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Positions with the same row count together; what is summed, is in float64."""
+        same = self.ids[:, :, None] == self.ids[:, None, :]
+        products = torch.bmm(self.g, self.g.transpose(1, 2)) * same
+        lengths = torch.linalg.vector_norm(self.g, dim=2)
+        slack = (lengths[:, :, None] * lengths[:, None, :] * same).sum((1, 2))
+        exact = products.sum((1, 2), dtype=torch.float64).clamp_min_(0)
+        norms = (exact + (self.g.shape[2] + 20) * UNIT * slack).float()
+        return norms, norms
+
+    def blanked(self, keep: Tensor) -> Lookup:
+        """See Term."""
+        return Lookup(self.parameters, self.ids, _blanked(self.g, keep))
+
+    def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
+        """In float64."""
+        g = self.g.double() * weights.double()[:, None, None]
+        out = outs[0].view(self.parameters[0].shape)
+        out.index_add_(0, self.ids.reshape(-1), g.reshape(-1, g.shape[2]))
+
+    def built(self) -> Each:
+        """The per-example gradients."""
+        batch, rows = len(self.g), self.parameters[0].shape[0]
+        gradient = self.g.new_zeros(batch, rows, self.g.shape[2])
+        index = self.ids[:, :, None].expand_as(self.g)
+        return Each(self.parameters, [gradient.scatter_add_(1, index, self.g)])
+
+
+def combined(terms: Sequence[Term]) -> list[Term]:
+    """Terms of which no two have a parameter in common.
+
+    Norms of different parameters add up in squares, those of one parameter used twice do not: its
+    gradients are added first.
+    """
+    settled: list[Term] = []
+    groups: list[list[Term]] = []
+    for term in terms:
+        ids = {id(p) for p in term.parameters}
+        mine = [g for g in groups if any(ids & {id(p) for p in t.parameters} for t in g)]
+        groups = [g for g in groups if g not in mine] + [[t for g in mine for t in g] + [term]]
+    for group in groups:
+        if len(group) > 1:
+            outers = [t for t in group if isinstance(t, Outer)]
+            if all(_same(t.parameters, group[0].parameters) for t in outers) and outers == group:
+                group = [reduce(Outer.joined, outers)]
+            else:
+                group = [_added([term.built() for term in group])]
+        (one,) = group
+        settled.append(one.settled() if isinstance(one, Outer) else one)
+    return settled
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _added(terms: Sequence[Each]) -> Each:
+    parameters: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for term in terms:
+        for parameter, gradient in zip(term.parameters, term.gradients, strict=True):
+            found = [i for i, p in enumerate(parameters) if p is parameter]
+            if found:
+                gradients[found[0]] = gradients[found[0]] + gradient
+            else:
+                parameters.append(parameter)
+                gradients.append(gradient)
+    return Each(tuple(parameters), gradients)
+
+
+def block_rows(positions: int) -> int:
+    """Rows of one float32 sum, for so many positions an example: see the module."""
+    if positions == 1:
+        return BLOCK_ROWS
+    rows = BLOCK_ROWS
+    while rows > 1 and 2 * rows * (rows / positions + 3) * UNIT * MAX_SPREAD > RHO:
+        rows //= 2
+    return rows
+
+
+def rows_first(value: Tensor) -> Tensor:
+    """[batch, ..., n] with all positions in one dimension, or without any."""
+    return value if value.dim() == 2 else value.reshape(len(value), -1, value.shape[-1])
+
+
+def _beside(weights: Tensor, value: Tensor) -> Tensor:
+    return weights.view(-1, *[1] * (value.dim() - 1))
+
+
+def _blanked(value: Tensor, keep: Tensor) -> Tensor:
+    return torch.where(_beside(keep, value), value, 0)

@@ -117,7 +117,8 @@ def train(
     `progress` is called on rank 0 after every step; `timer` hears of every phase. Raises, on all
     ranks and before any data is touched, ConfigError for options that differ between ranks or do
     not fit the data, DatasetError if the ranks' parts are not those of one data set, and
-    PrivacyError if the budget cannot be reached. After any other error the events reserved so far count as spent.
+    PrivacyError if the budget cannot be reached. After any other error the events reserved so far
+    count as spent.
     """
     _check_agreement(config, dataset, comm)
     _check_world(config.allreduce, comm.size)

@@ -134,7 +134,7 @@ def rewritten(trained: Path, folder: Path, change: Change) -> Path:
         (lambda m, t: t.pop("layers.1.bias"), "tensors must be layers.0.weight, layers.0.bias"),
         (
             lambda m, t: t.update({"layers.0.weight": t["layers.0.weight"][1:].copy()}),
-            "layers.0.weight must be F32 [124, 8], got F32 [123, 8]",
+            "layers.0.weight must be F32 [8, 124], got F32 [7, 124]",
         ),
         (
             lambda m, t: t.update({"layers.2.bias": t["layers.2.bias"].astype(np.float64)}),

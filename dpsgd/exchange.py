@@ -1,10 +1,10 @@
 """From this rank's clipped sum to the noisy sum of all ranks, part by part as parts are finished.
 
-A part that the engine has finished is put on the grid with its noise, and as soon as all of a
-*piece* is there its all-reduce is started, while the engine goes on with the next layer. Noise does
-not depend on data, so that of the next event is drawn while this one is on its way.
+As soon as the engine has finished all of a *piece*, it is put on the grid with its noise and its
+all-reduce is started, while the engine goes on with the next layer. Noise does not depend on data,
+so that of the next event is drawn while this one is on its way.
 
-    split, local    encode and noise a part | start its piece | ... | wait for all pieces
+    split, local    encode a piece with noise | start it | ... | wait for all pieces
     sharded         encode | reduce-scatter | the owner adds noise to what it owns | all-gather
 
 Between hosts a long vector is several pieces; where the ranks share memory, or the vector is short,
@@ -86,16 +86,16 @@ class Exchange:
             self.ready(part)
 
     def ready(self, part: slice) -> None:
-        """A part of `sum` is final: encode it, and start every piece that is now complete."""
+        """A part of `sum` is final: every piece that is now complete is encoded and started."""
         for piece in self._pieces:
             first = max(part.start, piece.elements.start)
             last = min(part.stop, piece.elements.stop)
             if first >= last:
                 continue
-            with self._phase("noise"):
-                self._encode(piece, slice(first, last))
             piece.missing -= last - first
             if piece.missing == 0:
+                with self._phase("noise"):
+                    self._encode(piece)
                 with self._phase("communicate"):
                     self._start(piece)
         self._look()
@@ -123,11 +123,9 @@ class Exchange:
         for piece in self._pieces:
             piece.all_reduce.close()
 
-    def _encode(self, piece: Piece, elements: slice) -> None:
-        first = piece.elements.start
-        out = piece.all_reduce.buffer[elements.start - first : elements.stop - first]
-        noise = self._noise[elements] if len(self._noise) else None
-        self._release.encode(self.sum[elements], out, noise)
+    def _encode(self, piece: Piece) -> None:
+        noise = self._noise[piece.elements] if len(self._noise) else None
+        self._release.encode(self.sum[piece.elements], piece.all_reduce.buffer, noise)
 
     def _start(self, piece: Piece) -> None:
         piece.all_reduce.start()

@@ -224,7 +224,7 @@ class _Step:
         phase, data, exchange = self._phase, self._data, self._exchange
         with phase("sample"):
             rows = self._rows(event)
-            features, labels = data.features[rows], data.labels[rows]
+            features, labels = data.features.take(rows, axis=0), data.labels.take(rows)
         exchange.begin(event)
         with phase("compute"):
             exchange.take(self._engine.stages(params, features, labels, exchange.sum))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.modules.dropout import _DropoutNd
 
 from dpsgd.errors import ConfigError
 from dpsgd.models import Model
@@ -17,6 +20,7 @@ from dpsgd.models import Model
 PROBES = 3
 """Rows of the public random batch that a module is tried with; few have such a dimension."""
 TOLERANCE = 1e-3
+"""Of what float32 gives, relative to its size; its square, of what float64 gives."""
 
 
 class FlatModule:
@@ -34,6 +38,7 @@ class FlatModule:
         for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
             parameter.data = self._flat[tensor.place].view(tensor.shape)
         self._dtype = dtype
+        self.trial_params = _trial_params(model)
         _refuse_batch_norm(self.module)
         self._refuse_mixing(model)
 
@@ -44,7 +49,8 @@ class FlatModule:
     def inputs(self, batch: NDArray[Any]) -> torch.Tensor:
         """A batch as the module takes it."""
         found = torch.from_numpy(batch)
-        return found.to(self._dtype) if found.is_floating_point() else found
+        dtype = self._dtype if found.is_floating_point() else found.dtype
+        return found.to(dtype, copy=True)  # a module may change it
 
     def losses(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sigmoid cross-entropy of every example [batch]."""
@@ -62,26 +68,64 @@ class FlatModule:
         """What the module calls one of its parameters."""
         return next(name for name, p in self.module.named_parameters() if p is parameter)
 
+    @contextmanager
+    def without_dropout(self, batch: NDArray[Any]) -> Iterator[None]:
+        """As in training, but the same at every call; in evaluation mode if that is still random.
+
+        Layers such as functional batch normalisation mix examples in training mode only.
+        """
+        rates = [
+            (one, name, getattr(one, name))
+            for one in self.module.modules()
+            for name in ("p", "dropout")
+            if isinstance(one, (_DropoutNd, nn.MultiheadAttention))
+            and isinstance(getattr(one, name, None), float)
+        ]
+        for one, name, _ in rates:
+            setattr(one, name, 0.0)
+        try:
+            with torch.no_grad():
+                first, second = self.logits(batch), self.logits(batch)
+            self.module.train(torch.equal(first, second))
+            yield
+        finally:
+            self.module.train()
+            for one, name, rate in rates:
+                setattr(one, name, rate)
+
     def _refuse_mixing(self, model: Model) -> None:
         """Examples must not see each other: tried with random ones, in a batch and one by one."""
-        self.load(model.initial(0))
-        inputs = self.inputs(model.probe(PROBES))
-        self.module.eval()  # without dropout
-        with torch.no_grad():
-            together = self.module(inputs)
+        self.load(self.trial_params)
+        batch = model.probe(PROBES)
+        with torch.no_grad(), self.without_dropout(batch):
+            together = self.logits(batch)
             if together.shape != (PROBES,):
                 raise ConfigError(
                     f"model {model.name} must give one logit an example, shape ({PROBES},) for "
                     f"{PROBES} examples, got {tuple(together.shape)}"
                 )
-            alone = torch.cat([self.module(row[None]) for row in inputs])
-        self.module.train()
-        if not torch.allclose(together, alone, rtol=TOLERANCE, atol=TOLERANCE):
+            alone = torch.cat([self.logits(row[None]) for row in batch])
+        tolerance = TOLERANCE if self._dtype == torch.float32 else TOLERANCE**2
+        if not torch.allclose(together, alone, rtol=tolerance, atol=tolerance):
             raise ConfigError(
                 f"model {model.name} is refused: the logit of an example depends on the others in "
                 f"its batch, so no single example's gradient exists to be clipped; the batch must "
                 f"be the first dimension everywhere (batch_first=True)"
             )
+
+
+def _trial_params(model: Model) -> NDArray[np.float32]:
+    """Public random parameters to try a module with [num_params].
+
+    None is where it starts: zeros, as of a gate or of the last layer, would hide what is behind.
+    """
+    generator = np.random.default_rng(1)
+    params = model.initial(1)
+    for tensor in model.tensors:
+        part = params[tensor.place].astype(np.float64)
+        size = math.sqrt(np.mean(part**2)) or 0.2
+        params[tensor.place] = part + generator.normal(scale=size / 2, size=part.shape)
+    return params
 
 
 def _refuse_batch_norm(module: nn.Module) -> None:

@@ -24,7 +24,7 @@ class Call:
     terms: Terms
     module: nn.Module
     inputs: list[Tensor]
-    edges: list[GradientEdge]
+    edges: list[GradientEdge | None]  # None: does not depend on anything trained
     shapes: list[torch.Size]
 
 
@@ -37,7 +37,8 @@ class Recorder:
         self._batch = 0
         self._hidden: set[int] = set()
         for one in module.modules():
-            if any(p.requires_grad for p in one.parameters(recurse=False)):
+            whole = terms_of(one) is attention.terms  # its output projection is a child
+            if any(p.requires_grad for p in one.parameters(recurse=whole)):
                 self._watch(one)
 
     @contextmanager
@@ -50,21 +51,23 @@ class Recorder:
         finally:
             self._recording = False
 
-    def terms(self, loss: Tensor, keep_graph: bool = False) -> list[Term]:
-        """What every recorded call contributes to the gradients of a sum of losses."""
-        edges = [edge for call in self.calls for edge in call.edges]
+    def terms(self, losses: Tensor, keep_graph: bool = False) -> list[Term]:
+        """What every recorded call contributes to the gradients of the sum of losses [batch]."""
+        edges = [edge for call in self.calls for edge in call.edges if edge is not None]
         gradients = iter(
-            torch.autograd.grad(loss, edges, retain_graph=keep_graph, allow_unused=True)
+            torch.autograd.grad(
+                losses, edges, torch.ones_like(losses), retain_graph=keep_graph, allow_unused=True
+            )
             if edges
             else ()
         )
         found: list[Term] = []
         with torch.no_grad():
             for call in self.calls:
-                mine = [next(gradients) for _ in call.edges]
+                mine = [None if edge is None else next(gradients) for edge in call.edges]
                 if any(gradient is not None for gradient in mine):
                     filled = [
-                        torch.zeros(shape, dtype=loss.dtype) if gradient is None else gradient
+                        torch.zeros(shape, dtype=losses.dtype) if gradient is None else gradient
                         for gradient, shape in zip(mine, call.shapes, strict=True)
                     ]
                     found += call.terms(call.module, call.inputs, filled)
@@ -77,18 +80,28 @@ class Recorder:
             record = partial(self._record, terms)
             module.forward = attention.recorded(module, record)  # type: ignore[arg-type]
             return
-        if isinstance(module, nn.Embedding):
-            module.register_forward_pre_hook(self._with_batch)
-        module.register_forward_hook(partial(self._after, terms), with_kwargs=True)
+        plain = module.forward
+        is_embedding = isinstance(module, nn.Embedding)
 
-    def _with_batch(self, module: nn.Module, arguments: tuple[Any, ...]) -> Any:
+        def forward(*arguments: Any, **named: Any) -> Any:  # hooks would take twice as long
+            if not self._recording:
+                return plain(*arguments, **named)
+            if is_embedding:
+                arguments = self._with_batch(module, arguments)
+            output = plain(*arguments, **named)
+            self._after(terms, module, arguments, named, output)
+            return output
+
+        module.forward = forward
+
+    def _with_batch(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Positions that are the same for all examples, [positions], as [batch, positions]."""
-        if self._recording and arguments and arguments[0].dim() == 1:
+        if arguments and arguments[0].dim() == 1:
             ids = arguments[0]
             if len(ids) != self._batch or id(module) in self._hidden:
                 self._hidden.add(id(module))
                 return (ids.expand(self._batch, -1), *arguments[1:])
-        return None
+        return arguments
 
     def _after(
         self,
@@ -98,14 +111,13 @@ class Recorder:
         named: dict[str, Any],
         output: Any,
     ) -> None:
-        if self._recording:
-            inputs = [x for x in (*arguments, *named.values()) if x is not None]
-            if not isinstance(output, Tensor) or not all(isinstance(x, Tensor) for x in inputs):
-                raise ConfigError(
-                    f"layer {type(module).__name__} must take and give tensors, so that its "
-                    f"gradients are known example by example; use --engine vmap"
-                )
-            self._record(terms, module, inputs, [output])
+        inputs = [x for x in (*arguments, *named.values()) if x is not None]
+        if not isinstance(output, Tensor) or not all(isinstance(x, Tensor) for x in inputs):
+            raise ConfigError(
+                f"layer {type(module).__name__} must take and give tensors, so that its "
+                f"gradients are known example by example; use --engine vmap"
+            )
+        self._record(terms, module, inputs, [output])
 
     def _record(
         self, terms: Terms, module: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
@@ -119,7 +131,7 @@ class Recorder:
                     f"it takes and gives (batch_first=True), got shape {tuple(value.shape)} for "
                     f"{self._batch} examples; or use --engine vmap"
                 )
-        edges = [get_gradient_edge(output) for output in outputs if output.requires_grad]
-        if len(edges) == len(outputs):
+        edges = [get_gradient_edge(one) if one.requires_grad else None for one in outputs]
+        if any(edge is not None for edge in edges):
             shapes = [output.shape for output in outputs]
             self.calls.append(Call(terms, module, [x.detach() for x in inputs], edges, shapes))

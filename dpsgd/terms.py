@@ -14,8 +14,10 @@ the sum of gradients times weights to float64 vectors. For Outer the gradients a
 several.) With several positions terms of both signs add up, and where they cancel, rounding is all
 that is left. It is bounded by the *spread* S = sum over t of |a_t| |g_t|: the sum of products is
 off by at most (num_terms) 2^-24 S^2. Examples with S > MAX_SPREAD times their norm are left to the
-reference engine; for the rest a float32 sum over a block of R rows, T of them an example, is off by
-R (R / T + 3) 2^-24 MAX_SPREAD C, and blocks are chosen so that this is below RHO C / 2.
+reference engine; for the rest float32 sums over blocks of R rows, T of them an example, are off by
+R (2 R / T + 3) 2^-24 MAX_SPREAD C in the blocks that one example reaches into, which touch so many
+examples, and likewise those over groups of blocks; R is chosen so that both are below RHO C / 2.
+What underflows in a square or in a product is at most 2^-126 each, which is added to the norms too.
 
 Outer with few parameters and many positions (P <= 2 T^2, as in convolutions) is cheaper built, and
 becomes Each (Bu, Mao and Xu, "Scalable and efficient training of large convolutional neural
@@ -27,23 +29,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import reduce
-from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_ROWS = 128
+from dpsgd.products import BLOCK_ROWS, GROUP, RHO, UNIT, Products, squares
+
 MAX_SPREAD = 32.0
-RHO = 2 * BLOCK_ROWS * (BLOCK_ROWS + 2) * 2.0**-24
-UNIT = 2.0**-24
+TINY = 2.0**-126
+FLOOR = 2.0**-90  # added to the sum of all norm^2: more than 2^36 underflows
 PIECE = 32  # of a row of which squares are added in float32
-PRODUCTS_AT_ONCE = 2**21  # elements of the blocks' products
+PRODUCTS = Products()
 
 
 class Term(ABC):
     """Gradients of `parameters`, one example after the other [batch]."""
 
     parameters: tuple[Tensor, ...]
+    positions: int = 1
+    """Rows of an example in the sum that gives its gradient."""
 
     @abstractmethod
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -74,18 +79,29 @@ class Outer(Term):
     def __init__(self, parameters: tuple[Tensor, ...], a: Tensor, g: Tensor) -> None:
         self.parameters, self.a, self.g = parameters, a, g
         self.has_bias = len(parameters) == 2
+        self.positions = 1 if a.dim() == 2 else a.shape[1]
 
+    @np.errstate(over="ignore", invalid="ignore")
     def bounds(self) -> tuple[Tensor, Tensor]:
         """See the module."""
         a, g = self.a, self.g
         rounding = (a.shape[-1] + g.shape[-1] + 16) * UNIT
+        if a.dim() == 2:
+            squared = squares(a.numpy())
+            squared += a.shape[-1] * TINY + self.has_bias
+            others = squares(g.numpy())
+            others += g.shape[-1] * TINY
+            squared *= others
+            squared *= 1 + rounding
+            norms = torch.from_numpy(squared)
+            return norms, norms
         a_squared = torch.linalg.vector_norm(a, dim=-1).square_()
         g_squared = torch.linalg.vector_norm(g, dim=-1).square_()
-        if self.has_bias:
-            a_squared += 1
-        if a.dim() == 2:
-            norms = a_squared.mul_(g_squared).mul_(1 + rounding)
-            return norms, norms
+        a_squared += a.shape[-1] * TINY + self.has_bias
+        g_squared += g.shape[-1] * TINY
+        a_length, g_length = a_squared.sqrt().sum(1), g_squared.sqrt().sum(1)
+        lost = a_length.square_().mul_(g.shape[-1] * TINY)
+        lost += g_length.square_().mul_(a.shape[-1] * TINY)
         spread = a_squared.mul_(g_squared).sqrt_().sum(1).square_()
         products = torch.bmm(a, a.transpose(1, 2))
         if self.has_bias:
@@ -93,32 +109,26 @@ class Outer(Term):
         products *= torch.bmm(g, g.transpose(1, 2))
         rounding += (len(products[0]) + 4) * UNIT  # of the sums over s; those over t are exact
         exact = products.sum(2).sum(1, dtype=torch.float64)
-        norms = (exact.clamp_min_(0) + 1.01 * rounding * spread).float()
+        norms = (exact.clamp_min_(0) + 1.01 * rounding * spread + lost).float()
         return norms, spread * 1.01
 
     def blanked(self, keep: Tensor) -> Outer:
         """Both factors are replaced, because 0 times NaN is NaN."""
         return Outer(self.parameters, _blanked(self.a, keep), _blanked(self.g, keep))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
-        """Blocks of rows in float32, their sum in float64."""
+        """See `dpsgd.products`."""
         inputs, outputs = self.a.shape[-1], self.g.shape[-1]
-        positions = 1 if self.a.dim() == 2 else self.a.shape[1]
-        g = (self.g * _beside(weights, self.g)).reshape(-1, outputs)
-        a = self.a.reshape(-1, inputs)
-        out = outs[0].view(outputs, inputs)
-        rows = block_rows(positions)
-        at_once = rows * max(1, PRODUCTS_AT_ONCE // (inputs * outputs))
-        for first, last in pairwise([*range(0, len(a), at_once), len(a)]):
-            whole = first + (last - first) // rows * rows
-            if whole > first:
-                left = g[first:whole].view(-1, rows, outputs).transpose(1, 2)
-                products = torch.bmm(left, a[first:whole].view(-1, rows, inputs))
-                out += products.sum(0, dtype=torch.float64) if len(products) > 1 else products[0]
-            if whole < last:
-                out += g[whole:last].T @ a[whole:last]
-        if self.has_bias:
-            outs[1].add_(g.sum(0, dtype=torch.float64))
+        by_row = weights if self.positions == 1 else weights.repeat_interleave(self.positions)
+        PRODUCTS.add(
+            self.a.reshape(-1, inputs).numpy(),
+            self.g.reshape(-1, outputs).numpy(),
+            by_row.numpy(),
+            outs[0].view(outputs, inputs).numpy(),
+            outs[1].numpy() if self.has_bias else None,
+            block_rows(self.positions),
+        )
 
     def joined(self, other: Outer) -> Outer:
         """Two calls of the same layer are one call with the positions of both."""
@@ -134,8 +144,7 @@ class Outer(Term):
         """Itself, or the gradients, where that is less work."""
         if self.a.dim() == 2:
             return self
-        positions, inputs = self.a.shape[1:]
-        if inputs * self.g.shape[-1] > 2 * positions**2:
+        if self.a.shape[-1] * self.g.shape[-1] > 2 * self.positions**2:
             return self
         return self.built()
 
@@ -193,6 +202,7 @@ class Lookup(Term):
 
     def __init__(self, parameters: tuple[Tensor, ...], ids: Tensor, g: Tensor) -> None:
         self.parameters, self.ids, self.g = parameters, ids, g
+        self.positions = ids.shape[1]
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Positions with the same row count together; what is summed, is in float64."""
@@ -269,7 +279,10 @@ def block_rows(positions: int) -> int:
     if positions == 1:
         return BLOCK_ROWS
     rows = BLOCK_ROWS
-    while rows > 1 and 2 * rows * (rows / positions + 3) * UNIT * MAX_SPREAD > RHO:
+    while rows > 1:
+        in_blocks, in_groups = (2 * n / positions + 3 for n in (rows, GROUP * rows))
+        if 2 * (rows * in_blocks + (GROUP - 1) * in_groups) * UNIT * MAX_SPREAD <= RHO:
+            break
         rows //= 2
     return rows
 

@@ -247,13 +247,14 @@ def _sampler(
     num_rows = len(dataset.train.labels)
     if config.insecure_seed is None:
         return PoissonSampler(keys.sampling, run.sample_rate, num_rows).rows
-    first = comm.scan(num_rows) - num_rows
+    first: int = comm.scan(num_rows) - num_rows
     public = streams.insecure(config.insecure_seed, 0).sampling
     whole = PoissonSampler(public, run.sample_rate, run.num_examples)
 
     def rows(event: int) -> NDArray[np.int64]:
         drawn = whole.rows(event)
-        return drawn[slice(*np.searchsorted(drawn, (first, first + num_rows)))] - first
+        mine: NDArray[np.int64] = drawn[(first <= drawn) & (drawn < first + num_rows)]
+        return np.subtract(mine, first, dtype=np.int64)
 
     return rows
 

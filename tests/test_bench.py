@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dpsgd import bench, bench_job, bench_show, engines
-from dpsgd.bench_workloads import WORKLOADS
+from dpsgd import engines
+from dpsgd.bench import __main__ as bench
+from dpsgd.bench import job as bench_job
+from dpsgd.bench import show as bench_show
+from dpsgd.bench.workloads import WORKLOADS
 from dpsgd.errors import ConfigError
 from helpers import Launch
 
@@ -20,8 +23,8 @@ COLUMNS = {
 SMALL = """
 import json, sys
 from collectives.guard import start
-from dpsgd import bench_floor, bench_parts, bench_steps
-from dpsgd.bench_workloads import WORKLOADS, Workload
+from dpsgd.bench import floor as bench_floor, parts as bench_parts, steps as bench_steps
+from dpsgd.bench.workloads import WORKLOADS, Workload
 comm, small = start(), WORKLOADS["mlp64-256"]
 small = Workload(name="small", batch_size=8, make=small.make)
 image = Workload(name="image", batch_size=2, make=WORKLOADS["cnn-256"].make)
@@ -37,7 +40,7 @@ print(json.dumps(found))
 """
 NO_TORCH = """
 import sys
-from dpsgd import bench
+from dpsgd.bench import __main__ as bench
 code = bench.main(sys.argv[1:])
 print(code, [name for name in ("torch", "numpy", "mpi4py") if name in sys.modules])
 """

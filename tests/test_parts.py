@@ -154,7 +154,7 @@ ALLOWED = {
         *(f"preprocess.{name}" for name in ("shards", "schema", "spec", "engines", "errors", "cli",
                                             "output")),
         "mpi4py", "torch", "cryptography", "dp_accounting", "absl", "scipy", "safetensors", "rich",
-        "sklearn", "matplotlib",
+        "sklearn", "matplotlib", "opacus",
     },
     "launch": {"launch", "dpsgd.config"},
     "preprocess": {"preprocess", "launch.python", "launch.world", "polars", "pyspark"},
@@ -167,6 +167,7 @@ ONLY_IN = {
     "sklearn": {"dpsgd/accuracy_models.py"},
     "matplotlib": {"dpsgd/accuracy_picture.py", "collectives/cost_picture.py"},
     "rich": {"dpsgd/show.py"},
+    "opacus": {"dpsgd/bench/peers.py"},
 }
 
 

@@ -28,16 +28,20 @@ from dpsgd.engines.loop import Loop
 from dpsgd.errors import ConfigError
 from dpsgd.flat_module import PROBES, TOLERANCE, FlatModule
 from dpsgd.models import Model
+from dpsgd.products import RHO, UNIT
 from dpsgd.recorder import Recorder
-from dpsgd.terms import MAX_SPREAD, RHO, UNIT, Term, combined
+from dpsgd.terms import FLOOR, MAX_SPREAD, Term, combined
 
 HUGE_NORM_SQUARED = 1e24
+CHECK_NORM = 1e-6  # so small that every example is clipped
+CHECK_TOLERANCE = 0.02
 
 
 def build(model: Model, max_grad_norm: float) -> Bookkeeping:
     """The engine for one model.
 
-    Raises ConfigError if a parameter is used outside the layer that owns it.
+    Raises ConfigError if a parameter is used outside the layer that owns it, or if a layer does not
+    see one example after the other.
     """
     engine = Bookkeeping(model, max_grad_norm)
     engine.check(model)
@@ -54,13 +58,12 @@ class Bookkeeping:
         self._recorder = Recorder(self.module.module)
         self._reference = Loop(model, max_grad_norm)
         self._max_grad_norm = max_grad_norm
-        terms = len(self.module.tensors)  # at most
-        self._shrunk = max_grad_norm * (1 - (terms + 8) * UNIT)  # rounding of sums and roots
+        self.positions = 1
         self._places = {
             id(parameter): tensor.place
             for parameter, tensor in zip(self.module.parameters, self.module.tensors, strict=True)
         }
-        self._backwards = [(place, key) for key, place in reversed(self._places.items())]
+        self._backwards = list(reversed(self._layers()))
 
     def clipped_sum(
         self,
@@ -80,22 +83,42 @@ class Bookkeeping:
         labels: NDArray[np.float32],
         out: NDArray[np.float64],
     ) -> Iterator[slice]:
-        """The same, a tensor at a time, the last layer first."""
+        """The same, a layer at a time, the last one first."""
         out[:] = 0
         terms: list[Term] = []
         if len(labels):
             terms, weights, _ = self.norms(params, features, labels, out)
         of = {id(parameter): term for term in terms for parameter in term.parameters}
         sums = torch.from_numpy(out)
-        for place, key in self._backwards:
-            term = of.get(key)
-            if term is not None:
-                places = [self._places[id(parameter)] for parameter in term.parameters]
-                with torch.no_grad():
-                    term.add_sum(weights, [sums[one] for one in places])
-                for parameter in term.parameters:
-                    del of[id(parameter)]
-            yield place
+        for part, keys in self._backwards:
+            for key in keys:
+                if key in of:
+                    self._add(of.pop(key), weights, sums, of)
+            yield part
+
+    @torch.no_grad()
+    def _add(self, term: Term, weights: Tensor, sums: Tensor, others: dict[int, Term]) -> None:
+        term.add_sum(weights, [sums[self._places[id(one)]] for one in term.parameters])
+        for parameter in term.parameters:
+            others.pop(id(parameter), None)
+
+    def _layers(self) -> list[tuple[slice, list[int]]]:
+        """Neighbouring parameters of one module: where they are, and their ids."""
+        owners = {
+            id(parameter): module
+            for module in self.module.module.modules()
+            for parameter in module.parameters(recurse=False)
+        }
+        found: list[tuple[slice, list[int]]] = []
+        last = None
+        for key, place in self._places.items():
+            if owners[key] is last:
+                before, keys = found.pop()
+                found.append((slice(before.start, place.stop), [*keys, key]))
+            else:
+                found.append((place, [key]))
+            last = owners[key]
+        return found
 
     def norms(
         self,
@@ -113,7 +136,9 @@ class Bookkeeping:
         module.load(params)
         with self._recorder.recording(len(labels)):
             losses = module.losses(module.inputs(features), module.labels(labels))
-        terms = combined(self._recorder.terms(losses.sum(), keep_graph))
+        terms = self._recorder.terms(losses, keep_graph)
+        self.positions = max([self.positions, *(term.positions for term in terms)])
+        terms = combined(terms)
         terms, weights = self._clipped(terms, params, features, labels, out)
         return terms, weights, losses
 
@@ -127,10 +152,10 @@ class Bookkeeping:
         out: NDArray[np.float64],
     ) -> tuple[list[Term], Tensor]:
         bounds = [term.bounds() for term in terms]
-        norms = sum((norm for norm, _ in bounds[1:]), bounds[0][0])
+        norms = sum((norm for norm, _ in bounds), torch.full((len(labels),), FLOOR))
         spread = norms
         if any(norm is not spread for norm, spread in bounds):
-            spread = sum((one for _, one in bounds[1:]), bounds[0][1])
+            spread = sum((spread for _, spread in bounds), torch.zeros(len(labels)))
         ordinary = (norms <= HUGE_NORM_SQUARED) & (spread <= MAX_SPREAD**2 * norms)
         if not ordinary.all():
             rest = (~ordinary).numpy()
@@ -139,31 +164,63 @@ class Bookkeeping:
             norms = torch.where(ordinary, norms, 0)
         if math.isinf(self._max_grad_norm):
             return terms, ordinary.float()
-        weights = self._shrunk / norms.sqrt().clamp_min(self._shrunk)
+        rounding = (len(bounds) + 8) * UNIT  # of sums and roots
+        shrunk = self._max_grad_norm * (1 - rounding)
+        weights = shrunk / norms.sqrt().clamp_min(shrunk)
         return terms, torch.where(ordinary, weights, 0)
 
     def check(self, model: Model) -> None:
-        """Compare with plain autograd on a few random examples."""
-        module, inputs = self.module, model.probe(PROBES)
-        labels = np.ones(PROBES, np.float32)
-        params = model.initial(1)
-        module.load(params)
-        module.module.eval()  # without dropout
-        losses = module.losses(module.inputs(inputs), module.labels(labels))
+        """Try a few random examples: together against one by one, and against plain autograd."""
+        batch, labels = model.probe(PROBES), np.ones(PROBES, np.float32)
+        params = self.module.trial_params
+        clip = self._max_grad_norm
+        modules = self.module, self._reference.module
+        with modules[0].without_dropout(batch), modules[1].without_dropout(batch):
+            self._max_grad_norm = self._reference.max_grad_norm = math.inf
+            self._check_sums(model, params, batch, labels)
+            self._max_grad_norm = CHECK_NORM
+            self._check_norms(model, params, batch, labels)
+        self._max_grad_norm = self._reference.max_grad_norm = clip
+
+    def _check_sums(
+        self,
+        model: Model,
+        params: NDArray[np.float32],
+        batch: NDArray[Any],
+        labels: NDArray[np.float32],
+    ) -> None:
+        found = np.zeros(model.num_params)
+        for rows in (slice(1), slice(None)):  # sizes differ, so what has no batch dimension shows
+            self.clipped_sum(params, batch[rows], labels[rows], found)
+        module = self.module
+        losses = module.losses(module.inputs(batch), module.labels(labels))
         expected = torch.autograd.grad(
             losses.sum(), module.parameters, allow_unused=True, materialize_grads=True
         )
-        clip, self._max_grad_norm = self._max_grad_norm, math.inf
-        found = np.zeros(model.num_params)
-        self.clipped_sum(params, inputs, labels, found)
-        self._max_grad_norm = clip
-        module.module.train()
         scale = max(float(gradient.norm()) for gradient in expected)
         for parameter, gradient in zip(module.parameters, expected, strict=True):
             ours = torch.from_numpy(found[self._places[id(parameter)]]).view(gradient.shape)
-            if float((ours - gradient).norm()) > TOLERANCE * scale:
+            if not float((ours - gradient).norm()) <= TOLERANCE * scale:
                 raise ConfigError(
                     f"parameter {module.name_of(parameter)} of model {model.name} is used outside "
                     f"the layer that owns it, so that book-keeping misses a part of its gradient; "
                     f"use --engine vmap"
                 )
+
+    def _check_norms(
+        self,
+        model: Model,
+        params: NDArray[np.float32],
+        batch: NDArray[Any],
+        labels: NDArray[np.float32],
+    ) -> None:
+        out = np.zeros(model.num_params)
+        together = self.norms(params, batch, labels, out)[1]
+        rows = [slice(row, row + 1) for row in range(PROBES)]
+        alone = torch.cat([self.norms(params, batch[r], labels[r], out)[1] for r in rows])
+        if not torch.allclose(together, alone, rtol=CHECK_TOLERANCE, atol=0):
+            raise ConfigError(
+                f"model {model.name} is refused: what a layer sees in one row is not from one "
+                f"example; the batch must be the first dimension everywhere, in the order of the "
+                f"examples; or use --engine vmap"
+            )

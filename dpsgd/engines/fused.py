@@ -11,13 +11,11 @@ gradient computations" (2015); the clipped sum as one product is the book-keepin
 Bu, Wang, Zha and Karypis, "Differentially private optimization on large model at small cost"
 (2023).
 
-Rounding. Products are summed in float32 in blocks of at most 128 rows and the blocks in float64: a
-block of n rows can be off by n (n + 2) 2^-24 C, and twice that between two neighbouring data sets,
-which is `rho`. Norms are rounded too, so C is shrunk by more than they can be off. Rows with a norm
-beyond 1e12 are summed one by one in float64.
+Rounding. Sums are those of `dpsgd.products`, which gives `rho`. Norms are rounded too, so C is
+shrunk by more than they can be off. Rows with a norm beyond 1e12 are summed one by one in float64.
 
-All intermediate arrays are kept from step to step and grow with the largest batch seen: at these
-sizes the page faults of fresh ones cost as much as the arithmetic.
+A batch is worked on in chunks of rows from beginning to end, so that what belongs to a chunk stays
+in the cache, in arrays that are kept from step to step.
 """
 
 from __future__ import annotations
@@ -30,9 +28,10 @@ from numpy.typing import NDArray
 
 from dpsgd.errors import ConfigError
 from dpsgd.models import Dense, Layer, Model
+from dpsgd.products import BLOCK_ROWS, GROUP, RHO, UNIT, Products, squares
 
-BLOCK_ROWS = 128
 HUGE_NORM_SQUARED = 1e24
+CHUNK_ROWS = BLOCK_ROWS * GROUP
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -50,26 +49,16 @@ def build(model: Model, max_grad_norm: float) -> Fused:
 class Fused:
     """See the module and the guarantees of `dpsgd.engines`."""
 
-    rho = 2 * BLOCK_ROWS * (BLOCK_ROWS + 2) * 2.0**-24
+    rho = RHO
 
     def __init__(self, model: Dense, max_grad_norm: float) -> None:
         self._layers = model.layers
         self._activation = model.activation
         self._scales = [np.float32(model.scale(width)) for width in model.hidden]
         widest = max(layer.inputs + layer.outputs for layer in self._layers)
-        self._max_grad_norm = max_grad_norm * (1 - (widest + 16) * 2.0**-24)
-        self._blocks = [
-            np.empty((layer.outputs, layer.inputs), np.float32) for layer in self._layers
-        ]
-        self._ones = np.ones((1, BLOCK_ROWS), np.float32)
-        self._bias_block = np.empty((1, max(layer.outputs for layer in self._layers)), np.float32)
+        self._max_grad_norm = max_grad_norm * (1 - (widest + 16) * UNIT)
+        self._products = Products()
         self._rows = 0
-        self._reserve(BLOCK_ROWS)
-
-    @property
-    def bytes_per_example(self) -> int:
-        """Memory that every further row of a batch takes."""
-        return 4 * sum(3 * layer.outputs + layer.inputs for layer in self._layers) + 32
 
     def clipped_sum(self, params: F32, features: F32, labels: F32, out: F64) -> None:
         """Write the clipped sum of the batch to `out` [num_params]."""
@@ -79,50 +68,57 @@ class Fused:
     def stages(self, params: F32, features: F32, labels: F32, out: F64) -> Iterator[slice]:
         """The same, a layer at a time, the last one first."""
         out[:] = 0
-        if len(features):
+        last = max(0, len(labels) - 1) // CHUNK_ROWS * CHUNK_ROWS
+        for first in range(0, last, CHUNK_ROWS):
+            rows = slice(first, first + CHUNK_ROWS)
+            for _ in self._chunk(params, features[rows], labels[rows], out):
+                pass
+        yield from self._chunk(params, features[last:], labels[last:], out)
+
+    def _chunk(self, params: F32, features: F32, labels: F32, out: F64) -> Iterator[slice]:
+        """Add the clipped sum of a few rows, a layer at a time."""
+        if len(labels) > self._rows:
+            self._reserve(min(CHUNK_ROWS, max(len(labels), 2 * self._rows)))
+        if len(labels):
             with np.errstate(over="ignore", invalid="ignore"):
-                inputs, gradients = self._weighted(params, features, labels, out)
-        for number, layer in reversed([*enumerate(self._layers)]):
-            if len(features):
+                inputs, gradients = self._forward_backward(params, features, labels)
+                inputs, gradients, weights = self._clipped(inputs, gradients, out)
+        for number in range(len(self._layers) - 1, -1, -1):
+            layer = self._layers[number]
+            if len(labels):
+                product = out[layer.weight].reshape(layer.outputs, layer.inputs)
                 a, g = inputs[number], gradients[number]
-                weight = out[layer.weight].reshape(layer.outputs, layer.inputs)
-                self._add_products(a, g, self._blocks[number], weight, out[layer.bias])
+                self._products.add(a, g, weights, product, out[layer.bias])
             yield slice(layer.weight.start, layer.bias.stop)
 
-    def _weighted(
-        self, params: F32, features: F32, labels: F32, out: F64
-    ) -> tuple[list[F32], list[F32]]:
-        """Inputs and output gradients of every layer, the latter times the clipping factors."""
-        if len(features) > self._rows:
-            self._reserve(len(features))
-        inputs, gradients = self._forward_backward(params, features, labels)
-        if math.isinf(self._max_grad_norm) and all(
-            np.isfinite(one).all() for one in (features, *gradients)
-        ):
-            return inputs, gradients
-        norms_squared = np.zeros(len(features), np.float32)
+    def _clipped(
+        self, inputs: list[F32], gradients: list[F32], out: F64
+    ) -> tuple[list[F32], list[F32], F32 | None]:
+        """Inputs and output gradients of every layer, and the clipping factors, None for ones."""
+        plain = math.isinf(self._max_grad_norm)
+        if plain and all(np.isfinite(one).all() for one in (*inputs, *gradients)):
+            return inputs, gradients, None
+        norms = np.zeros(len(inputs[0]), np.float32)
         for a, g in zip(inputs, gradients, strict=True):
-            a_squared = _squares(a, self._scratch)
+            a_squared = squares(a)
             a_squared += 1
-            a_squared *= _squares(g, self._scratch)
-            norms_squared += a_squared
-        careful = ~(norms_squared <= HUGE_NORM_SQUARED)  # huge, infinite or not a number
-        if careful.any():
+            a_squared *= squares(g)
+            norms += a_squared
+        if not norms.max() <= HUGE_NORM_SQUARED:  # huge, infinite or not a number
+            careful = ~(norms <= HUGE_NORM_SQUARED)
             inputs, gradients = self._take_out(careful, inputs, gradients, out)
-            norms_squared[careful] = 0
-        if not math.isinf(self._max_grad_norm):
-            weights = np.sqrt(norms_squared, out=norms_squared)
-            np.maximum(weights, self._max_grad_norm, out=weights)
-            np.divide(np.float32(self._max_grad_norm), weights, out=weights)
-            for g in gradients:
-                g *= weights[:, None]
-        return inputs, gradients
+            norms[careful] = 0
+        if plain:
+            return inputs, gradients, None
+        np.sqrt(norms, out=norms)
+        np.maximum(norms, self._max_grad_norm, out=norms)
+        return inputs, gradients, np.divide(np.float32(self._max_grad_norm), norms, out=norms)
 
     def _forward_backward(
         self, params: F32, features: F32, labels: F32
     ) -> tuple[list[F32], list[F32]]:
         """Inputs [batch, inputs] and output gradients [batch, outputs] of every layer."""
-        rows = len(features)
+        rows = len(labels)
         weights = [params[one.weight].reshape(one.outputs, one.inputs) for one in self._layers]
         inputs = [features]
         for layer, weight, hidden, scale in zip(
@@ -141,28 +137,27 @@ class Fused:
         gradient += params[self._layers[-1].bias]
         gradient *= np.float32(0.5)
         np.tanh(gradient, out=gradient)
+        gradient += np.float32(1)
         gradient *= np.float32(0.5)
-        gradient += (np.float32(0.5) - labels)[:, None]  # sigmoid - label
+        gradient -= labels[:, None]  # sigmoid - label
         gradients = [gradient]
         for number in range(len(self._layers) - 2, -1, -1):
-            hidden, slope = inputs[number + 1], self._slopes[number][:rows]
-            found = self._gradients[number][:rows]
-            gradient = np.matmul(gradient, weights[number + 1], out=found)
-            gradient *= self._slope(hidden, self._scales[number], slope)
+            gradient = np.matmul(gradient, weights[number + 1], out=self._gradients[number][:rows])
+            gradient *= self._slope(number, inputs[number + 1])
             gradients.append(gradient)
         return inputs, gradients[::-1]
 
-    def _slope(self, hidden: F32, scale: np.float32, out: F32) -> NDArray[np.float32 | np.bool_]:
-        """The derivative of the activation, from its value."""
+    def _slope(self, number: int, hidden: F32) -> NDArray[np.float32 | np.bool_]:
+        """The derivative of the activation of a hidden layer, from its value."""
+        rows, scale = len(hidden), self._scales[number]
         if self._activation == "relu":
-            return np.greater(hidden, np.float32(0), out=out.view(np.bool_)[:, : hidden.shape[1]])
-        np.multiply(hidden, hidden, out=out)
+            return np.greater(hidden, np.float32(0), out=self._positive[number][:rows])
+        slope = np.multiply(hidden, hidden, out=self._slopes[number][:rows])
         if scale != 1:
-            out /= -scale  # d (scale tanh) = scale (1 - tanh^2)
-            out += scale
-        else:
-            np.subtract(np.float32(1), out, out=out)
-        return out
+            slope *= -1 / scale  # d (scale tanh) = scale (1 - tanh^2)
+            slope += scale
+            return slope
+        return np.subtract(np.float32(1), slope, out=slope)
 
     def _take_out(
         self, careful: NDArray[np.bool_], inputs: list[F32], gradients: list[F32], out: F64
@@ -187,34 +182,15 @@ class Fused:
         keep = ~careful[:, None]
         return [np.where(keep, a, 0) for a in inputs], [np.where(keep, g, 0) for g in gradients]
 
-    def _add_products(self, a: F32, g: F32, block: F32, weight: F64, bias: F64) -> None:
-        """weight += g^T a and bias += the sum of g; blocks of rows in float32, added in float64."""
-        bias_block = self._bias_block[:, : len(bias)]
-        for first in range(0, len(a), BLOCK_ROWS):
-            rows = g[first : first + BLOCK_ROWS]
-            np.matmul(rows.T, a[first : first + BLOCK_ROWS], out=block)
-            weight += block
-            np.matmul(self._ones[:, : len(rows)], rows, out=bias_block)
-            bias += bias_block[0]
-
     def _reserve(self, rows: int) -> None:
-        """Intermediate arrays for up to `rows` rows; the old ones go first."""
+        """Intermediate arrays for up to `rows` rows."""
         self._rows = 0  # until all of them are there
-        self._hidden, self._slopes, self._gradients = [], [], []
         hidden = [layer.outputs for layer in self._layers[:-1]]
         self._hidden = [np.empty((rows, width), np.float32) for width in hidden]
         self._slopes = [np.empty((rows, width), np.float32) for width in hidden]
+        self._positive = [np.empty((rows, width), np.bool_) for width in hidden]
         self._gradients = [np.empty((rows, layer.outputs), np.float32) for layer in self._layers]
-        widest = max(max(layer.inputs, layer.outputs) for layer in self._layers)
-        self._scratch = np.empty(rows * widest, np.float32)
         self._rows = rows
-
-
-def _squares(rows: F32, scratch: F32) -> F32:
-    """Squared norm of every row [batch]."""
-    squares = np.multiply(rows, rows, out=scratch[: rows.size].reshape(rows.shape))
-    found: F32 = squares @ np.ones(rows.shape[1], np.float32)
-    return found
 
 
 def _add_outer(layer: Layer, a: F64, g: F64, out: F64) -> None:

@@ -31,8 +31,8 @@ class Loop:
     rho = 2.0 * MAX_ROWS**2 * 2.0**-53
 
     def __init__(self, model: Model, max_grad_norm: float) -> None:
-        self._module = FlatModule(model, torch.float64)
-        self._max_grad_norm = max_grad_norm
+        self.module = FlatModule(model, torch.float64)
+        self.max_grad_norm = max_grad_norm
 
     def clipped_sum(
         self,
@@ -45,6 +45,7 @@ class Loop:
         out[:] = 0
         self.add_sum(params, features, labels, out)
 
+    @torch.enable_grad()
     def add_sum(
         self,
         params: NDArray[np.float32],
@@ -55,7 +56,7 @@ class Loop:
         """Add the clipped sum of the batch to `out` [num_params]."""
         if len(features) > MAX_ROWS:
             raise ValueError(f"batch must have at most {MAX_ROWS} rows, got {len(features)}")
-        module = self._module
+        module = self.module
         module.load(params)
         inputs, targets = module.inputs(features), module.labels(labels)
         for row in range(len(labels)):
@@ -66,5 +67,5 @@ class Loop:
             gradient = torch.cat([part.reshape(-1) for part in parts])
             norm = float(gradient.norm())
             if math.isfinite(norm):
-                clip = min(1.0, self._max_grad_norm / norm) if norm > 0 else 1.0
+                clip = min(1.0, self.max_grad_norm / norm) if norm > 0 else 1.0
                 out += gradient.numpy() * clip

@@ -20,7 +20,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from dpsgd.engines.loop import Loop
 from dpsgd.flat_module import FlatModule
 from dpsgd.models import Model
-from dpsgd.terms import BLOCK_ROWS, RHO, UNIT, Each
+from dpsgd.products import BLOCK_ROWS, RHO, UNIT
+from dpsgd.terms import FLOOR, Each
 
 HUGE_NORM_SQUARED = 1e24
 
@@ -80,7 +81,7 @@ class Vmap:
                 named, self._module.inputs(features), self._module.labels(labels)
             )
         term = Each(tuple(self._named.values()), [found[name].detach() for name in self._named])
-        norms, _ = term.bounds()
+        norms = term.bounds()[0] + FLOOR
         ordinary = norms <= HUGE_NORM_SQUARED
         if not ordinary.all():
             rest = (~ordinary).numpy()

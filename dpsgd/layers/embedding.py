@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dpsgd.errors import ConfigError
 from dpsgd.terms import Lookup, Term
 
 MODULES = (nn.Embedding, nn.EmbeddingBag)
@@ -34,6 +35,11 @@ def _bag(
     module: nn.EmbeddingBag, weight: nn.Parameter, ids: Tensor, g: Tensor, *weights: Tensor
 ) -> Lookup:
     """Bags of the same size, ids [batch, bag]: every position gets the bag's gradient."""
+    if ids.dim() != 2:
+        raise ConfigError(
+            f"layer EmbeddingBag must take ids [batch, bag], without offsets, got shape "
+            f"{tuple(ids.shape)}; or use --engine vmap"
+        )
     g = g[:, None, :].expand(-1, ids.shape[1], -1)
     if weights:
         g = g * weights[0][:, :, None]

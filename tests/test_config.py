@@ -58,7 +58,7 @@ def test_a_saved_configuration_is_a_configuration_file(tmp_path: Path) -> None:
         ({"model": "mlpp"}, "model must be one of logistic, mlp, cnn, transformer, got 'mlpp'"),
         ({"model": "mlp-BatchNorm"}, "batch normalisation mixes the examples"),
         ({"allreduce": "rng"}, "allreduce must be one of .*; did you mean ring"),
-        ({"engine": "vmapp"}, "engine must be one of auto, .*, vmap, got 'vmapp'; did you mean vmap"),
+        ({"engine": "vmapp"}, "engine must be one of auto, .*, got 'vmapp'; did you mean vmap"),
         ({"optimizer": "adamw"}, "did you mean adam"),
         ({"hidden": (0,)}, "hidden must be widths from 1 to 65536"),
         ({"epsilon": 1.0, "noise_multiplier": 1.0}, "--epsilon and --noise-multiplier exclude"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,15 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:There is a performance drop", "ignore:Using padding='same' with even kernel"
 )
 every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These models are small, and threads of tests side by side wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Readout(nn.Module):
@@ -169,7 +178,9 @@ OF_FEATURES: dict[str, Callable[[], nn.Module]] = {
     "conv1d-gram": lambda: line(nn.Conv1d(2, 30, 4, stride=4), nn.Tanh(), nn.Conv1d(30, 9, 2)),
     "conv1d-circular": lambda: line(nn.Conv1d(2, 3, 3, padding=2, padding_mode="circular")),
     "conv1d-no-bias": lambda: line(nn.Conv1d(2, 3, 4, padding="same", bias=False)),
-    "conv2d": lambda: image(nn.Conv2d(2, 3, (2, 3), stride=(1, 2), padding=(1, 2), dilation=(2, 1))),
+    "conv2d": lambda: image(
+        nn.Conv2d(2, 3, (2, 3), stride=(1, 2), padding=(1, 2), dilation=(2, 1))
+    ),
     "conv2d-reflect": lambda: image(nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode="reflect")),
     "conv2d-replicate": lambda: image(nn.Conv2d(2, 3, 2, padding=1, padding_mode="replicate")),
     "conv2d-groups": lambda: image(nn.Conv2d(2, 4, 2, groups=2)),
@@ -312,11 +323,11 @@ def params_of(model: Network) -> F32:
 
 
 def clipped_sum(
-    engine: str, model: Network, clip: float, inputs: NDArray[Any], labels: F32, params: F32
+    engine: engines.Engine, inputs: NDArray[Any], labels: F32, params: F32
 ) -> NDArray[np.float64]:
-    out = np.full(model.num_params, 7.0)
+    out = np.full(len(params), 7.0)
     before = inputs.copy(), params.copy()
-    engines.build(engine, model, clip).clipped_sum(params, inputs, labels, out)
+    engine.clipped_sum(params, inputs, labels, out)
     assert np.array_equal(inputs, before[0], equal_nan=True), "the engine changed its input"
     assert np.array_equal(params, before[1]), "the engine changed the parameters"
     return out
@@ -334,16 +345,26 @@ def per_example(name: str) -> NDArray[np.float64]:
     return found
 
 
-@every_engine
-@pytest.mark.parametrize("name", [*OF_FEATURES, *OF_LEVELS])
+SECOND_PASS = (  # is plain autograd, and the first is that of bookkeeping
+    "linear-3d-gram", "conv1d", "attention-cross", "parameter-and-children", "called-twice",
+    "unused", "positions", "bag-mean", "tied-embedding",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [(name, engine) for name in (*OF_FEATURES, *OF_LEVELS) for engine in ("bookkeeping", "vmap")]
+    + [(name, "two-pass") for name in SECOND_PASS],
+)
 def test_a_layer_gives_what_one_example_at_a_time_gives(name: str, engine: str) -> None:
     model, gradients = network(name), per_example(name)
     norms = np.linalg.norm(gradients, axis=1)
     biting = 0.9 * float(np.sort(norms[norms > 0])[2])
     assert (norms > biting).mean() >= 0.5, "clipping must bite"
-    for clip in (biting, math.inf):
+    for clip in (biting, math.inf) if engine == "bookkeeping" else (biting,):
         weights = np.minimum(1, clip / np.maximum(norms, 1e-300))
-        found = clipped_sum(engine, model, clip, *batch(model), params_of(model))
+        built = engines.build(engine, model, clip)
+        found = clipped_sum(built, *batch(model), params_of(model))
         error = np.linalg.norm(found - weights @ gradients)
         assert error <= 1e-5 * (weights @ norms), f"relative to all that is added, at C = {clip}"
 
@@ -353,7 +374,7 @@ def test_parts_are_final_when_they_are_announced_and_cover_the_whole_once(name: 
     model = network(name)
     (inputs, labels), params = batch(model), params_of(model)
     engine: Any = engines.build("bookkeeping", model, 0.1)
-    expected = clipped_sum("bookkeeping", model, 0.1, inputs, labels, params)
+    expected = clipped_sum(engine, inputs, labels, params)
     orders = []
     for rows in (ROWS, 0):
         out = np.full(model.num_params, 7.0)
@@ -368,38 +389,41 @@ def test_parts_are_final_when_they_are_announced_and_cover_the_whole_once(name: 
 
 
 @every_engine
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
-@pytest.mark.parametrize("name", ["linear-3d-gram", "conv2d", "encoder-layer", "group-norm-3d"])
+@pytest.mark.parametrize("bad", [math.nan, 1e15, 3e38])
+@pytest.mark.parametrize("name", ["linear-3d-gram", "encoder-layer", "group-norm-3d"])
 def test_an_odd_example_does_not_touch_the_others(name: str, bad: float, engine: str) -> None:
     model, params = network(name), params_of(network(name))
+    built = engines.build(engine, model, 0.2)
     inputs, labels = batch(model)
     inputs[3, 5] = bad  # one value of one position
     others = np.arange(ROWS) != 3
-    found = clipped_sum(engine, model, 0.2, inputs, labels, params)
+    found = clipped_sum(built, inputs, labels, params)
     for blanked in (3, 8):  # by an example that contributes nothing
         without = inputs.copy()
         without[blanked] = np.nan
-        move = found - clipped_sum(engine, model, 0.2, without, labels, params)
-        assert np.linalg.norm(move) <= 0.2 * (1 + engines.build(engine, model, 0.2).rho)
+        move = found - clipped_sum(built, without, labels, params)
+        assert np.linalg.norm(move) <= 0.2 * (1 + built.rho)
     if not math.isfinite(bad):
-        expected = clipped_sum(engine, model, 0.2, inputs[others], labels[others], params)
+        expected = clipped_sum(built, inputs[others], labels[others], params)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * 0.2 * ROWS)
-    expected = clipped_sum("loop", model, 0.2, inputs, labels, params)
+    if bad == 3e38:
+        return  # a variance that overflows in float32 makes a gradient that is another one
+    expected = clipped_sum(engines.build("loop", model, 0.2), inputs, labels, params)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * 0.2 * ROWS)
 
 
-def opposite(how: Callable[[Any, Tensor], Tensor], features: int, **children: nn.Module) -> Network:
+def opposite(how: Callable[[Any, Tensor], Tensor], features: int) -> Network:
     """The logit is the difference of what comes out at two positions [batch, 2, 20]."""
 
     def forward(module: Any, x: Tensor) -> Tensor:
         first, second = how(module, x).unbind(1)
         return (first - second) @ torch.arange(1, 21).to(first.dtype).cos()
 
-    return of_features(lambda: Does(forward, **children), features)
+    return of_features(lambda: Does(forward, a=nn.Linear(30, 20, bias=False)), features)
 
 
 NEARLY_EQUAL = opposite(
-    lambda m, x: m.a(x.view(-1, 2, 30)), 60, a=nn.Linear(30, 20, bias=False)
+    lambda m, x: m.a(x.view(-1, 2, 30)), 60
 )  # so that positions have opposite gradients and nearly the same input
 
 
@@ -458,10 +482,7 @@ def test_a_word_that_cancels_itself_contributes_no_more_than_c(
 
 
 def test_squares_that_underflow_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = opposite(
-        lambda m, x: 1e18 * torch.stack([m.a(x), 0 * m.a(x)], 1), 30,
-        a=nn.Linear(30, 20, bias=False),
-    )  # fmt: skip
+    model = opposite(lambda m, x: 1e18 * torch.stack([m.a(x), 0 * x[:, :20]], 1), 30)
     inputs = np.full((1, 30), 1e-23, np.float32)
     for engine in (*ENGINES, "loop"):
         assert worst_contribution(engine, model, inputs, 1e-5) <= 1.001
@@ -470,10 +491,10 @@ def test_squares_that_underflow_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def absorbing(kind: str) -> terms.Term:
-    """A million gradients of nearly the same direction."""
+    """A quarter of a million gradients of nearly the same direction."""
     weight = nn.Parameter(torch.zeros(1, 10))
     generator = torch.Generator().manual_seed(0)
-    a = 1 + torch.rand(2**20, 10, generator=generator)
+    a = 1 + torch.rand(2**18, 10, generator=generator)
     if kind == "each":
         return terms.Each((weight,), [a])
     return terms.Outer((weight,), a, torch.ones(len(a), 1))
@@ -482,11 +503,11 @@ def absorbing(kind: str) -> terms.Term:
 def moved(kind: str) -> float:
     """How far blanking one of them moves the sum, in units of its norm."""
     term = absorbing(kind)
-    keep = torch.ones(2**20, dtype=torch.bool)
+    keep = torch.ones(2**18, dtype=torch.bool)
     with torch.no_grad():
         term.add_sum(keep.float(), [whole := torch.zeros(10, dtype=torch.float64)])
         worst = 0.0
-        for row in range(0, 2**20, 2**18):
+        for row in range(0, 2**18, 2**15):
             keep[row] = False
             term.blanked(keep).add_sum(keep.float(), [out := torch.zeros(10, dtype=torch.float64)])
             keep[row] = True
@@ -496,33 +517,49 @@ def moved(kind: str) -> float:
 
 
 @pytest.mark.parametrize("kind", ["outer", "each"])
-def test_a_sum_in_blocks_does_not_absorb_one_of_a_million(
+def test_a_sum_in_blocks_does_not_absorb_one_of_many(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert moved(kind) <= 1 + 1e-4
-    monkeypatch.setattr("dpsgd.terms.BLOCK_ROWS", 2**20)
+    monkeypatch.setattr("dpsgd.terms.BLOCK_ROWS", 2**18)
     assert moved(kind) > 1 + terms.RHO, "without blocks"
 
 
 @pytest.mark.parametrize("positions", [2, 3, 7, 10, 13, 31, 64, 100, 129, 1000, 5000])
 def test_blocks_of_positions_keep_the_rounding_of_one_example_within_rho(positions: int) -> None:
     rows = terms.block_rows(positions)
-    for start in range(rows):  # where in a block an example begins
-        first, last = start // rows * rows, -(-(start + positions) // rows) * rows
-        before = -(-(start - first) // positions)
-        after = -(-(last - start - positions) // positions)
-        spread = (before + 1 + after) * terms.MAX_SPREAD  # of all that these blocks hold
-        assert 2 * rows * terms.UNIT * spread <= terms.RHO
+    for start in range(terms.GROUP * rows):  # where in a group of blocks an example begins
+        block, group = (
+            examples_beside(start, positions, size) for size in (rows, terms.GROUP * rows)
+        )
+        rounding = (rows * block + (terms.GROUP - 1) * group) * terms.UNIT * terms.MAX_SPREAD
+        assert 2 * rounding <= terms.RHO
+
+
+def examples_beside(start: int, positions: int, size: int) -> int:
+    """Examples in the blocks of this size that one which begins at `start` reaches into."""
+    before, after = start % size, -(start + positions) % size
+    return -(-before // positions) + 1 + -(-after // positions)
 
 
 def test_the_second_of_two_passes_takes_fewer_examples_where_they_are_long() -> None:
-    model = Network(
-        name="long", factory=lambda: chain(nn.Embedding(2, 1)), takes="levels",
-        facts={"levels": [2] * 512},
-    )  # fmt: skip
-    inputs, labels = model.probe(200) * 0, np.zeros(200, np.float32)
-    params = model.initial(0)
-    whole = clipped_sum("two-pass", model, 0.1, inputs, labels, params)
-    inputs[64] = 1  # all its words are another one
-    moved = whole - clipped_sum("two-pass", model, 0.1, inputs, labels, params)
-    assert abs(moved[0]) <= 0.1 * (1 + 1e-4)
+    def factory() -> nn.Module:
+        return Does(lambda m, x: m.words(x).sum((1, 2)), words=nn.Embedding(2, 1))
+
+    model = Network(name="long", factory=factory, takes="levels", facts={"levels": [2] * 256})
+    inputs, labels = model.probe(128) * 0, np.zeros(128, np.float32)
+    params = np.float32([1e-4, 1e-4])
+    engine: Any = engines.build("two-pass", model, 0.07)
+
+    def moved() -> float:
+        """Of one example all words become another one."""
+        other = inputs.copy()
+        other[64] = 1
+        change = clipped_sum(engine, inputs, labels, params) - clipped_sum(
+            engine, other, labels, params
+        )
+        return float(abs(change[0])) / 0.07
+
+    assert moved() == pytest.approx(1, abs=1e-4)
+    engine._rows = 128
+    assert moved() != pytest.approx(1, abs=5e-4)

@@ -100,8 +100,8 @@ def test_a_sum_that_is_on_its_way_is_not_begun_again() -> None:
 def test_auto_takes_whole_blocks_of_what_a_quarter_of_the_memory_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine = engines.build("fused", MODEL, 0.5)
-    per_row = engine.bytes_per_example  # type: ignore[attr-defined]
+    engine: Any = Small(1, MemoryError())
+    engine.bytes_per_example = per_row = 777
     for ranks, rows, expected in ((1, 1000, 896), (2, 1000, 384), (1, 100, 100), (1, 0, 1)):
         monkeypatch.setattr(microbatch, "free_bytes", lambda rows=rows: 4 * per_row * rows + 3)
         monkeypatch.setattr(microbatch, "ranks_on_this_node", lambda ranks=ranks: ranks)
@@ -111,19 +111,18 @@ def test_auto_takes_whole_blocks_of_what_a_quarter_of_the_memory_holds(
 STARVED = """
 import resource, sys
 from pathlib import Path
-import numpy as np
 import dpsgd
 from collectives.transports.mpi import world
 from dpsgd import accounting, microbatch
 dataset = dpsgd.load_dataset(sys.argv[1], world())
 steps = accounting.Steps(sample_rate=1.0, noise_multiplier=2.0, count=3)
 accounting.epsilon([steps], 1e-5)  # imports what it needs
-np.ones((300, 300), np.float32) @ np.ones((300, 300), np.float32)  # BLAS takes its own memory
+options = dict(noise_multiplier=2.0, sample_rate=1.0, engine="bookkeeping", ledger=sys.argv[2])
+dpsgd.train(dpsgd.Config(steps=1, **options), dataset, world())  # libraries take their memory
 microbatch.fitting = lambda engine: 2**30  # as if there was room for everything
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 90 * 2**20, resource.RLIM_INFINITY))
-config = dpsgd.Config(noise_multiplier=2.0, steps=3, sample_rate=1.0, hidden=(2000,),
-                      ledger=sys.argv[2])
+config = dpsgd.Config(steps=3, hidden=(2000,), **options)
 print(dpsgd.train(config, dataset, world()).microbatch)
 """
 
@@ -137,5 +136,6 @@ def test_a_training_without_enough_memory_goes_on_and_is_charged_once(
                   clean_environment(OPENBLAS_NUM_THREADS="1"))  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert 1 <= int(done.stdout) <= 1600
-    assert ledger.read_text().count('"reserve"') == 1
-    assert '"events": 3' in ledger.read_text()
+    *_, last = ledger.read_text().splitlines()
+    assert ledger.read_text().count('"reserve"') == 2, "one of each run"
+    assert '"events": 3' in last

@@ -35,6 +35,7 @@ from dpsgd.terms import FLOOR, MAX_SPREAD, Term, combined
 HUGE_NORM_SQUARED = 1e24
 CHECK_NORM = 1e-6  # so small that every example is clipped
 CHECK_TOLERANCE = 0.02
+COPIES = 3  # of what autograd keeps: with gradients, and what is made of both
 
 
 def build(model: Model, max_grad_norm: float) -> Bookkeeping:
@@ -59,6 +60,7 @@ class Bookkeeping:
         self._reference = Loop(model, max_grad_norm)
         self._max_grad_norm = max_grad_norm
         self.positions = 1
+        self.bytes_per_example = 0
         self._places = {
             id(parameter): tensor.place
             for parameter, tensor in zip(self.module.parameters, self.module.tensors, strict=True)
@@ -193,7 +195,17 @@ class Bookkeeping:
         for rows in (slice(1), slice(None)):  # sizes differ, so what has no batch dimension shows
             self.clipped_sum(params, batch[rows], labels[rows], found)
         module = self.module
-        losses = module.losses(module.inputs(batch), module.labels(labels))
+        kept = 0
+
+        def keep(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            if tensor.dim() and len(tensor) == PROBES:
+                kept += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            losses = module.losses(module.inputs(batch), module.labels(labels))
+        self.bytes_per_example = COPIES * kept // PROBES
         expected = torch.autograd.grad(
             losses.sum(), module.parameters, allow_unused=True, materialize_grads=True
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from dpsgd.models import Model
 PROBES = 3
 """Rows of the public random batch that a module is tried with; few have such a dimension."""
 TOLERANCE = 1e-3
+FPMATH = "ONEDNN_DEFAULT_FPMATH_MODE"
 """Of what float32 gives, relative to its size; its square, of what float64 gives."""
 
 
@@ -30,6 +32,7 @@ class FlatModule:
     """
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
+        _refuse_low_precision()
         self.module = model.module().to(dtype).train()
         self.call: Callable[..., torch.Tensor] = self.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
@@ -126,6 +129,16 @@ def _trial_params(model: Model) -> NDArray[np.float32]:
         size = math.sqrt(np.mean(part**2)) or 0.2
         params[tensor.place] = part + generator.normal(scale=size / 2, size=part.shape)
     return params
+
+
+def _refuse_low_precision() -> None:
+    """What rounding can do is accounted for float32: no bfloat16, no TF32 in its place."""
+    torch.set_float32_matmul_precision("highest")
+    mode = os.environ.get(FPMATH, "STRICT")
+    if mode.upper() != "STRICT":
+        raise ConfigError(f"{FPMATH} must be STRICT, got {mode}: privacy is proven for float32")
+    if torch.is_autocast_enabled("cpu"):
+        raise ConfigError("torch.autocast must be off: privacy is proven for float32")
 
 
 def _refuse_batch_norm(module: nn.Module) -> None:

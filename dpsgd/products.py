@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 BLOCK_ROWS = 128
 GROUP = 4
 UNIT = 2.0**-24
+TINY = 2.0**-126  # what is smaller may become zero
 RHO = 2 * (BLOCK_ROWS * (BLOCK_ROWS + 2) + (GROUP - 1) * GROUP * BLOCK_ROWS) * UNIT
 
 F32 = NDArray[np.float32]

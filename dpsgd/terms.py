@@ -34,10 +34,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpsgd.products import BLOCK_ROWS, GROUP, RHO, UNIT, Products, squares
+from dpsgd.products import BLOCK_ROWS, GROUP, RHO, TINY, UNIT, Products, squares
 
 MAX_SPREAD = 32.0
-TINY = 2.0**-126
 FLOOR = 2.0**-90  # added to the sum of all norm^2: more than 2^36 underflows
 PIECE = 32  # of a row of which squares are added in float32
 PRODUCTS = Products()
@@ -47,8 +46,6 @@ class Term(ABC):
     """Gradients of `parameters`, one example after the other [batch]."""
 
     parameters: tuple[Tensor, ...]
-    positions: int = 1
-    """Rows of an example in the sum that gives its gradient."""
 
     @abstractmethod
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -202,7 +199,6 @@ class Lookup(Term):
 
     def __init__(self, parameters: tuple[Tensor, ...], ids: Tensor, g: Tensor) -> None:
         self.parameters, self.ids, self.g = parameters, ids, g
-        self.positions = ids.shape[1]
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Positions with the same row count together; what is summed, is in float64."""

@@ -19,7 +19,8 @@ JOB_PREFIXES = (
     *("SLURM_", "PBS_", "LSB_"),  # batch systems
 )
 TERMINAL_COLUMNS = "LAUNCH_TERMINAL_COLUMNS"
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 BESIDE_THIS_PYTHON = "start with the mpirun of the MPI that mpi4py loads, beside this Python"
 
 
@@ -125,9 +126,12 @@ def threads_per_rank(num_ranks: int) -> int:
 def share_cores(environment: dict[str, str] | os._Environ[str] = os.environ) -> int:
     """Give this rank its share of the cores: threads per rank. Call it before importing numpy.
 
-    A variable that the user has set is left alone.
+    numpy's BLAS gets one thread: products of 128 rows gain nothing from a second one, and beside
+    another process two that wait for each other took 5 to 100 times as long. A variable that the
+    user has set is left alone.
     """
     threads = threads_per_rank(ranks_on_this_node(environment))
+    environment.setdefault(BLAS_THREADS, "1")
     for name in THREAD_VARIABLES:
         environment.setdefault(name, str(threads))
     return threads

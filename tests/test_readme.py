@@ -30,11 +30,14 @@ slow = pytest.mark.readme
 README = (ROOT / "README.md").read_text()
 AS_ROOT_ELSEWHERE = ["make test", "make test-openmpi"]
 """The slow suites: who runs this test as root runs them, too; here they are for the other user."""
-FASTER = {"SALTS": "1", "SIZES": "4K 64K"}
+FASTER = {"SALTS": "1", "SIZES": "4K 64K", "BENCH": "--workloads mlp64-256 --engines fused"}
 """Sizes that the commands take from the environment; the commands stay as they are."""
 if CI := "CI" in os.environ:
     FASTER["PYTEST_ADDOPTS"] = "-k interrupts"
-ONCE_IN_CI = ["make test-openmpi", "make wheels EXTRAS=", "make core WHEELS=wheels"]
+ONCE_IN_CI = [
+    "make test-openmpi", "make wheels EXTRAS=", "make core WHEELS=wheels", "make bench-steps",
+    "make bench-steps BENCH='--job'",
+]  # fmt: skip
 """Root has run the first one there; the others have a test of their own here."""
 MARKS = ("$ ", "# ")
 COMMAND = re.compile(r"`((?:make|python3?|mpirun|\.venv\S*/bin/\w+) [^`]+)`")

@@ -105,7 +105,7 @@ def _use_threads(threads: int) -> None:
     """Before numpy and torch are loaded, which look at these variables once."""
     if find_spec("torch") is None:
         raise ConfigError("torch is not installed: make install brings it")
-    for name in world.THREAD_VARIABLES:
+    for name in (world.BLAS_THREADS, *world.THREAD_VARIABLES):
         os.environ[name] = str(threads)
 
 

@@ -31,7 +31,7 @@ from dpsgd.bench.workloads import ACTIVATION, NUM_FEATURES
 from dpsgd.config import Config
 from dpsgd.errors import CRASHED, LaunchError, UserError
 from launch import mpi
-from launch.world import THREAD_VARIABLES, threads_per_rank, without_launcher
+from launch.world import BLAS_THREADS, THREAD_VARIABLES, threads_per_rank, without_launcher
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -65,6 +65,7 @@ def measure(job: str, num_ranks: int, num_rows: int, batch_size: int) -> dict[st
     """Run a job; its row. Raises JobError if it fails."""
     words = launcher(num_ranks)
     threads = dict.fromkeys(THREAD_VARIABLES, str(threads_per_rank(num_ranks)))
+    threads[BLAS_THREADS] = "1"
     environment = {**without_launcher(), **threads, "PATH": mpi.search_path(Path(words[0]))}
     with tempfile.TemporaryDirectory(prefix="dpsgd-bench-") as folder:
         asked = [job, str(num_rows), str(batch_size), folder]

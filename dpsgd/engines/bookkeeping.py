@@ -52,14 +52,13 @@ def build(model: Model, max_grad_norm: float) -> Bookkeeping:
 class Bookkeeping:
     """See the module and the guarantees of `dpsgd.engines`."""
 
-    rho = RHO
+    rho = 2 * RHO
 
     def __init__(self, model: Model, max_grad_norm: float) -> None:
         self.module = FlatModule(model)
         self._recorder = Recorder(self.module.module)
         self._reference = Loop(model, max_grad_norm)
-        self._max_grad_norm = max_grad_norm
-        self.positions = 1
+        self.max_grad_norm = max_grad_norm
         self.bytes_per_example = 0
         self._places = {
             id(parameter): tensor.place
@@ -138,11 +137,17 @@ class Bookkeeping:
         module.load(params)
         with self._recorder.recording(len(labels)):
             losses = module.losses(module.inputs(features), module.labels(labels))
-        terms = self._recorder.terms(losses, keep_graph)
-        self.positions = max([self.positions, *(term.positions for term in terms)])
-        terms = combined(terms)
+        terms = combined(self._recorder.terms(losses, keep_graph))
         terms, weights = self._clipped(terms, params, features, labels, out)
         return terms, weights, losses
+
+    def sums(self, terms: list[Term], weights: Tensor) -> NDArray[np.float64]:
+        """What `stages` adds to the vector, all at once [num_params]."""
+        found = np.zeros(self.module.tensors[-1].place.stop)
+        others = {id(parameter): term for term in terms for parameter in term.parameters}
+        for term in terms:
+            self._add(term, weights, torch.from_numpy(found), others)
+        return found
 
     @torch.no_grad()
     def _clipped(
@@ -164,10 +169,10 @@ class Bookkeeping:
             self._reference.add_sum(params, features[rest], labels[rest], out)
             terms = [term.blanked(ordinary) for term in terms]
             norms = torch.where(ordinary, norms, 0)
-        if math.isinf(self._max_grad_norm):
+        if math.isinf(self.max_grad_norm):
             return terms, ordinary.float()
         rounding = (len(bounds) + 8) * UNIT  # of sums and roots
-        shrunk = self._max_grad_norm * (1 - rounding)
+        shrunk = self.max_grad_norm * (1 - rounding)
         weights = shrunk / norms.sqrt().clamp_min(shrunk)
         return terms, torch.where(ordinary, weights, 0)
 
@@ -175,14 +180,14 @@ class Bookkeeping:
         """Try a few random examples: together against one by one, and against plain autograd."""
         batch, labels = model.probe(PROBES), np.ones(PROBES, np.float32)
         params = self.module.trial_params
-        clip = self._max_grad_norm
+        clip = self.max_grad_norm
         modules = self.module, self._reference.module
         with modules[0].without_dropout(batch), modules[1].without_dropout(batch):
-            self._max_grad_norm = self._reference.max_grad_norm = math.inf
+            self.max_grad_norm = self._reference.max_grad_norm = math.inf
             self._check_sums(model, params, batch, labels)
-            self._max_grad_norm = CHECK_NORM
+            self.max_grad_norm = CHECK_NORM
             self._check_norms(model, params, batch, labels)
-        self._max_grad_norm = self._reference.max_grad_norm = clip
+        self.max_grad_norm = self._reference.max_grad_norm = clip
 
     def _check_sums(
         self,

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from dpsgd.errors import ConfigError
 from dpsgd.models import Dense, Layer, Model
-from dpsgd.products import BLOCK_ROWS, GROUP, RHO, UNIT, Products, squares
+from dpsgd.products import BLOCK_ROWS, GROUP, RHO, TINY, UNIT, Products, squares
 
 HUGE_NORM_SQUARED = 1e24
 CHUNK_ROWS = BLOCK_ROWS * GROUP
@@ -100,9 +100,10 @@ class Fused:
             return inputs, gradients, None
         norms = np.zeros(len(inputs[0]), np.float32)
         for a, g in zip(inputs, gradients, strict=True):
-            a_squared = squares(a)
+            a_squared, g_squared = squares(a), squares(g)
             a_squared += 1
-            a_squared *= squares(g)
+            g_squared += g.shape[1] * TINY  # a square below this is lost
+            a_squared *= g_squared
             norms += a_squared
         if not norms.max() <= HUGE_NORM_SQUARED:  # huge, infinite or not a number
             careful = ~(norms <= HUGE_NORM_SQUARED)

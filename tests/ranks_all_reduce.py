@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 LENGTHS = (0, 1, 2, 7, 1000, 100_003)
 MORE = ("butterfly:2", "butterfly:2,2", "hierarchical:tree,ring", "tree:3")
+HALVES_DTYPES = ("int32", "float64")
+UNSIGNED_RANKS = 4
+"""With more ranks, on few cores, signed integers stand for unsigned ones: their sums have the same
+bits."""
 GLOO_LENGTHS = (0, 1000)
 GLOO_RANKS = 4
 """torch takes seconds to load on every rank, and each plan makes a process group."""
@@ -83,7 +87,7 @@ def check(comm: MPI.Intracomm, name: str, transport: str, length: int, dtype: st
                     os.sched_yield()
             results.append(plan.buffer.tobytes())
             plan.buffer[:] = 1  # at once: nobody may still be reading
-            if plan.has_halves:
+            if plan.has_halves and late is None and dtype in HALVES_DTYPES:
                 check_halves(plan, comm, results[0], where)
         if plan.transport != "vendor":
             setting = Setting(num_bytes=plan.buffer.nbytes, nodes=place_of(comm).nodes)
@@ -126,6 +130,8 @@ def main() -> None:
     comm = world()
     lengths = [int(text) for text in sys.argv[1:]] or LENGTHS
     one_node = place_of(comm).one_node
+    few = comm.size <= UNSIGNED_RANKS
+    dtypes = [dtype for dtype in collectives.DTYPES if few or not dtype.startswith("u")]
     checked = []
     for name in (*collectives.NAMES, *MORE):
         if name in collectives.VENDORS and collectives.VENDORS[name].missing():
@@ -139,7 +145,7 @@ def main() -> None:
             continue
         ways = transports(name, one_node)
         for length in GLOO_LENGTHS if name == "gloo" else lengths:
-            for dtype in collectives.DTYPES:
+            for dtype in dtypes:
                 bits = {check(comm, name, way, length, dtype) for way in ways}
                 assert len(bits) == 1, f"the transport changed the bits: {name}, {length} x {dtype}"
         checked += [f"{name}/{way}" for way in ways]

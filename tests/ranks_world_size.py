@@ -1,4 +1,4 @@
-"""Run under mpirun by test_train: clipped SGD without noise; prints the parameters of each run.
+"""Run under mpirun by test_train: clipped SGD without noise, by the first 1, 2, ... of the ranks.
 
 With an insecure seed all worlds draw the same records. The engine `loop` sums in float64, so that
 what is left is the rounding of each rank's sum to the grid.
@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dpsgd
 from collectives.transports.mpi import world
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
 
 def main(dataset_path: Path, folder: Path) -> None:
-    comm = world()
+    everybody = world()
+    for world_size in range(1, everybody.size + 1):
+        comm = everybody.Split(int(everybody.rank < world_size))
+        if everybody.rank < world_size:
+            train(comm, dataset_path, folder)
+        everybody.Barrier()
+
+
+def train(comm: MPI.Intracomm, dataset_path: Path, folder: Path) -> None:
     dataset = dpsgd.load_dataset(dataset_path, comm)
     config = dpsgd.Config(
         ledger=folder / f"ledger-{comm.size}", insecure_seed=4, noise_multiplier=0.0, steps=3,

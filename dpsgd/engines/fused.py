@@ -122,13 +122,13 @@ class Fused:
         rows = len(labels)
         weights = [params[one.weight].reshape(one.outputs, one.inputs) for one in self._layers]
         inputs = [features]
-        for layer, weight, hidden, scale in zip(
-            self._layers[:-1], weights[:-1], self._hidden, self._scales, strict=True
+        for layer, weight, hidden, zeros, scale in zip(
+            self._layers[:-1], weights[:-1], self._hidden, self._zeros, self._scales, strict=True
         ):
             hidden = np.matmul(inputs[-1], weight.T, out=hidden[:rows])
             hidden += params[layer.bias]
             if self._activation == "relu":
-                np.maximum(hidden, np.float32(0), out=hidden)
+                np.maximum(hidden, zeros[:rows], out=hidden)  # three times as fast as with 0
             else:
                 np.tanh(hidden, out=hidden)
             if scale != 1:
@@ -188,6 +188,7 @@ class Fused:
         self._rows = 0  # until all of them are there
         hidden = [layer.outputs for layer in self._layers[:-1]]
         self._hidden = [np.empty((rows, width), np.float32) for width in hidden]
+        self._zeros = [np.zeros((rows, width), np.float32) for width in hidden]
         self._slopes = [np.empty((rows, width), np.float32) for width in hidden]
         self._positive = [np.empty((rows, width), np.bool_) for width in hidden]
         self._gradients = [np.empty((rows, layer.outputs), np.float32) for layer in self._layers]

@@ -148,13 +148,15 @@ class AllReduce(ABC):
         if self.before_each_call is not None:
             self.before_each_call(call)
         self._use(call)
-        if _RUNNING:
-            self._begin()
-            self.wait()
-        else:
-            self._run()
-        self._started = False
-        self._use("run")
+        try:
+            if _RUNNING:
+                self._begin()
+                self.wait()
+            else:
+                self._run()
+            self._started = False
+        finally:
+            self._use("run")
 
     def _use(self, call: str) -> None:
         """What `_run` and `_start` are to do: run, reduce_scatter or all_gather."""

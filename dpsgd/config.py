@@ -35,6 +35,7 @@ EXCLUSIVE = (
 """Groups of options of which at most one may be given."""
 
 DEFAULT_EPSILON = 3.0
+DEFAULT_HIDDEN = (64,)
 MAX_WIDTH = 2**16
 MIN_PART = 3
 """Letters of a part of a word that are enough to recognise it."""
@@ -90,7 +91,7 @@ class Config:
     )
     model: str = _option("mlp", str, "name", "model: " + ", ".join(models.NAMES))
     hidden: tuple[int, ...] = _option(
-        (64,), _widths, "widths", "hidden layers of the mlp, such as 64 or 64,32"
+        DEFAULT_HIDDEN, _widths, "widths", "hidden layers of the mlp, such as 64 or 64,32"
     )
     activation: str = _option(
         models.ACTIVATIONS[0], str, "name", "of the mlp: " + ", ".join(models.ACTIVATIONS)
@@ -160,7 +161,7 @@ class Config:
             if isinstance(value := getattr(self, name), str):  # from a program or a notebook
                 object.__setattr__(self, name, Path(value))
         for group in EXCLUSIVE:
-            given = [name for name in group if getattr(self, name) not in (None, False)]
+            given = [name for name in group if is_given(getattr(self, name))]
             if len(given) > 1:
                 raise ConfigError(f"{_flags(given)} exclude each other; give one of them")
         for name, choices in (
@@ -178,24 +179,24 @@ class Config:
             self._check_ddp()
         else:
             _check_allreduce(self.allreduce, self.transport)
-        if self.allreduce != DDP:
             _check_release(self.noise, self.wire, self.allreduce)
-        if self.engine == "fused" and self.model not in models.DENSE:
-            raise ConfigError(
-                f"engine fused is for {' and '.join(models.DENSE)}, got model {self.model}; use "
-                f"auto or bookkeeping"
-            )
+        if self.wire == "int32" and (self.no_privacy or self.noise_multiplier == 0):
+            raise ConfigError("wire must be auto, int64 or float32 without noise, got int32")
+        for name in ("batch_size", "steps", "warmup", "insecure_seed"):
+            _integer(name, getattr(self, name))
         models.check_name(self.model)
+        self._check_model()
+        for width in self.hidden:
+            _integer("hidden", width)
         if not self.hidden or not 1 <= min(self.hidden) <= max(self.hidden) <= MAX_WIDTH:
             raise ConfigError(f"hidden must be widths from 1 to {MAX_WIDTH}, got {self.hidden}")
         _in_range("epsilon", self.epsilon, above=0)
         if self.noise_multiplier != 0 or self.insecure_seed is None:  # clipping alone, to compare
             _in_range("noise_multiplier", self.noise_multiplier, above=0)
         _in_range("delta", self.delta, above=0, at_most=0.01)
-        if isinstance(self.microbatch, int):
-            _in_range("microbatch", self.microbatch, above=0)
-        elif self.microbatch != "auto":
-            raise ConfigError(f"microbatch must be auto or a number, got {self.microbatch!r}")
+        if self.microbatch != "auto":
+            _integer("microbatch", self.microbatch, "auto or an integer")
+            _in_range("microbatch", int(self.microbatch), above=0)
         _in_range("max_grad_norm", self.max_grad_norm, at_least=1e-6, at_most=1e6)
         _in_range("sample_rate", self.sample_rate, above=0, at_most=1)
         _in_range("batch_size", self.batch_size, above=0)
@@ -256,6 +257,19 @@ class Config:
         self._check_warmup(steps)
         return steps
 
+    def _check_model(self) -> None:
+        """Raise ConfigError for options that this model has no use for."""
+        if self.engine == "fused" and self.model not in models.DENSE:
+            raise ConfigError(
+                f"engine fused is for {' and '.join(models.DENSE)}, got model {self.model}; use "
+                f"auto or bookkeeping"
+            )
+        for name, default in (("hidden", DEFAULT_HIDDEN), ("activation", models.ACTIVATIONS[0])):
+            value = getattr(self, name)
+            if self.model != "mlp" and value != default:
+                shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                raise ConfigError(f"{name} is for model mlp, got {shown} with model {self.model}")
+
     def _check_ddp(self) -> None:
         """Raise ConfigError for what DistributedDataParallel cannot do, or does by itself."""
         if importlib.util.find_spec("torch") is None:
@@ -294,6 +308,11 @@ class Config:
         """All values as JSON types; the result is a valid configuration file."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+
+
+def is_given(value: Any) -> bool:
+    """Whether somebody gave a value; a number 0 is one."""
+    return value is not None and value is not False
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -342,6 +361,12 @@ def _check_release(noise: str, wire: str, allreduce: str) -> None:
 
 def _flags(names: Iterable[str]) -> str:
     return " and ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _integer(name: str, value: Any, kind: str = "an integer") -> None:
+    """For values from a program; text is parsed before."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ConfigError(f"{name} must be {kind}, got {value!r}")
 
 
 def _in_range(

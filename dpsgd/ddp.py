@@ -7,6 +7,10 @@ its noise, and gloo adds the integers while backward goes on. So the wire carrie
 under any other all-reduce, and the model is the same, bit for bit, as with `two-pass` and another
 one.
 
+The integers are made of the sum that `two-pass` has compared with that of book-keeping; the
+gradients in the bucket are the same numbers, but on a rank without examples, and where the
+comparison failed. Forward passes may differ in number between ranks, so none of them communicates.
+
 DDP fills buckets in the order in which gradients came in the first backward pass, and then keeps
 them. Two passes over public random rows, before anything is charged, settle that.
 """
@@ -38,10 +42,10 @@ class Buckets:
     """What the communication hook tells of: the parameters of every bucket that is full."""
 
     def __init__(self) -> None:
-        self.full: Callable[[list[torch.Tensor], list[torch.Tensor]], None] = self._remember
+        self.full: Callable[[list[torch.Tensor]], None] = self._remember
         self.seen: list[list[torch.Tensor]] = []
 
-    def _remember(self, parameters: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    def _remember(self, parameters: list[torch.Tensor]) -> None:
         self.seen.append(parameters)
 
 
@@ -50,7 +54,7 @@ def bucket_is_full(
     bucket: distributed.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[torch.Tensor]:
     """What DDP calls for each bucket. The sum does not come back: it is an integer elsewhere."""
-    state.full(bucket.parameters(), bucket.gradients())
+    state.full(bucket.parameters())
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future
@@ -88,7 +92,7 @@ def make_ddp_exchange(
     if started:
         init_process_group(comm)
     buckets = Buckets()
-    wrapped = DistributedDataParallel(engine.module.module)
+    wrapped = DistributedDataParallel(engine.module.module, broadcast_buffers=False)
     wrapped.register_comm_hook(buckets, bucket_is_full)
     places = engine.wrap(wrapped)
     for _ in range(2):
@@ -105,12 +109,9 @@ def make_ddp_exchange(
         pieces.append(Piece(whole, plan))
     exchange = DdpExchange(release, pieces, phase, started)
 
-    def full(parameters: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
-        sums = torch.from_numpy(exchange.sum)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            place = places[id(parameter)]
-            sums[place] += gradient.reshape(-1)
-            exchange.ready(place)
+    def full(parameters: list[torch.Tensor]) -> None:
+        for parameter in parameters:
+            exchange.ready(places[id(parameter)])
 
     buckets.full = full
     return exchange

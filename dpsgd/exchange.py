@@ -193,7 +193,7 @@ def make_exchange(
 
 
 def cut(parts: Sequence[slice], itemsize: int) -> list[slice]:
-    """Ranges of neighbouring parts, each but the last of at least PIECE_BYTES, in their order."""
+    """Ranges of neighbouring parts, in their order; of PIECE_BYTES or more where no gap is."""
     total = sum(part.stop - part.start for part in parts) * itemsize
     at_least = max(PIECE_BYTES, -(-total // MAX_PIECES))
     pieces: list[slice] = []

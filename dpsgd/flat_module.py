@@ -21,8 +21,8 @@ from dpsgd.models import Model
 PROBES = 3
 """Rows of the public random batch that a module is tried with; few have such a dimension."""
 TOLERANCE = 1e-3
-FPMATH = "ONEDNN_DEFAULT_FPMATH_MODE"
 """Of what float32 gives, relative to its size; its square, of what float64 gives."""
+FPMATH = "ONEDNN_DEFAULT_FPMATH_MODE"
 
 
 class FlatModule:

@@ -3,6 +3,8 @@
 A batch is drawn, and charged, as a whole; only the forward and backward passes see pieces of it.
 `auto` takes what a quarter of the free memory holds. Where memory runs out all the same, the pieces
 are halved and the sum of the same batch is begun again; nothing was released or charged meanwhile.
+Pieces are whole groups of the rows that engines sum, so that halving does not move the bounds of a
+group, unless there is no memory for one.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpsgd.engines import Engine, stages
+from dpsgd.products import BLOCK_ROWS, GROUP
 from launch.world import ranks_on_this_node
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AUTO = "auto"
-ROWS_OF_A_BLOCK = 128  # engines sum rows in such blocks: pieces of whole ones cut none
+ROWS_OF_A_GROUP = BLOCK_ROWS * GROUP  # engines sum rows in such groups: whole ones are not cut
 PART_OF_FREE_MEMORY = 0.25
 UNLIMITED = 2**30  # rows
 
@@ -73,7 +76,7 @@ class Microbatched:
                     raise
                 if taken or rows == 1:
                     raise MemoryError(f"out of memory with microbatches of {rows} rows") from error
-                self.size = rows // 2
+                self.size = _whole(rows // 2)
                 continue
             return
 
@@ -108,7 +111,12 @@ def fitting(engine: Engine) -> int:
     if not bytes_per_example:
         return UNLIMITED
     rows = int(PART_OF_FREE_MEMORY * free_bytes() / ranks_on_this_node() / bytes_per_example)
-    return max(1, rows // ROWS_OF_A_BLOCK * ROWS_OF_A_BLOCK or rows)
+    return max(1, _whole(rows))
+
+
+def _whole(rows: int) -> int:
+    """As many whole groups as there are; less than one is left as it is."""
+    return rows // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP or rows
 
 
 def free_bytes() -> int:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from dpsgd.data import levels
 from dpsgd.errors import ConfigError, DatasetError
-from dpsgd.models import Model, rebuild
+from dpsgd.models import Model, check_name, inputs_of, rebuild
 from preprocess.errors import DataError
 from preprocess.schema import first_difference, from_schema
 from preprocess.spec import Spec, num_features
@@ -51,9 +51,9 @@ def load_model(run: Path) -> TrainedModel:
     try:
         with safe_open(path, "numpy") as file:
             metadata = _metadata(file.metadata() or {})
-            model = rebuild(metadata["model"])
             spec = from_schema(metadata["schema"])
-            _check_inputs(model, spec, metadata["schema"])
+            _check_inputs(metadata["model"], spec, metadata["schema"])
+            model = rebuild(metadata["model"])
             params = _params(file, model)
         _check_privacy(metadata["privacy"])
         _check_schema_beside(run / SCHEMA, metadata["schema"])
@@ -93,17 +93,19 @@ def _as_object(text: str | bytes, what: str) -> dict[str, Any]:
     return document
 
 
-def _check_inputs(model: Model, spec: Spec, schema: dict[str, Any]) -> None:
-    """The model must be made for what the schema gives."""
-    described = model.describe()
-    if model.inputs == "levels":
+def _check_inputs(described: dict[str, Any], spec: Spec, schema: dict[str, Any]) -> None:
+    """The model must be made for what the schema gives; it is not built before."""
+    check_name(str(described.get("name")))
+    if inputs_of(described["name"]) == "levels":
         name, of = "levels", "columns"
         wanted: Any = list(levels(schema))
     else:
-        name, of, wanted = "num_features", "encoding", num_features(spec)
-    if described[name] != wanted:
+        name, of = "num_features", "encoding"
+        wanted = num_features(spec)
+    if described.get(name) != wanted:
         raise DatasetError(
-            f"{name} of the model must be the {wanted} of the schema's {of}, got {described[name]}"
+            f"{name} of the model must be the {wanted} of the schema's {of}, got "
+            f"{described.get(name)!r:.80}"
         )
 
 

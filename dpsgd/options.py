@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dpsgd.config import EXCLUSIVE, Config, nearest
+from dpsgd.config import EXCLUSIVE, Config, is_given, nearest
 from dpsgd.errors import ConfigError
 
 KINDS = {
@@ -49,7 +49,7 @@ def gather(
         (command_line, "flag --{flag}"),
     ):
         for group in EXCLUSIVE:
-            if any(layer.get(name) not in (None, False) for name in group):
+            if any(is_given(layer.get(name)) for name in group):
                 for name in group:
                     given.pop(name, None)
         for name, value in layer.items():

@@ -36,6 +36,7 @@ class Run:
     ledger: Path
     world_size: int
     private: bool
+    clipped: bool
 
     @property
     def accounted(self) -> accounting.Steps:
@@ -106,6 +107,7 @@ def plan_run(
         ledger=config.ledger_of(dataset.path),
         world_size=world_size,
         private=config.private,
+        clipped=not config.no_privacy,
     )
 
 

@@ -34,7 +34,7 @@ from dpsgd.data import Dataset
 from dpsgd.errors import ConfigError, DatasetError, UserError
 from dpsgd.exchange import Exchange, make_exchange
 from dpsgd.ledger import Ledger
-from dpsgd.microbatch import Microbatched
+from dpsgd.microbatch import UNLIMITED, Microbatched
 from dpsgd.phases import PHASES, PhaseTimer
 from dpsgd.planning import Run, plan_run
 from dpsgd.release import Release
@@ -72,7 +72,7 @@ class Result:
     allreduce: str
     transport: str
     engine: str
-    microbatch: int
+    microbatch: int | None  # rows at once on rank 0; None for all
     seconds: float
     phases: dict[str, dict[str, float]]
     metrics: dict[str, float | None]
@@ -126,7 +126,7 @@ def train(
     clip = math.inf if config.no_privacy else config.max_grad_norm
     name = _engine(config, model)
     inner = together(comm, UserError, lambda: engines.build(name, model, clip))
-    engine = Microbatched(inner, config.microbatch)
+    engine: Any = inner if config.allreduce == DDP else Microbatched(inner, config.microbatch)
     run = on_root(comm, UserError, lambda: plan_run(config, dataset, model, engine.rho, comm.size))
     timer = timer or PhaseTimer()
     seed = config.insecure_seed
@@ -176,7 +176,7 @@ def train(
         allreduce=exchange.name,
         transport=exchange.transport,
         engine=name,
-        microbatch=engine.size,
+        microbatch=_rows_at_once(engine),
         seconds=seconds,
         phases=_over_ranks(timer, comm),
         metrics=_evaluate(model, average.params, dataset, comm),
@@ -196,7 +196,7 @@ class _Step:
         config: Config,
         dataset: Dataset,
         run: Run,
-        engine: Microbatched,
+        engine: Any,
         exchange: Exchange,
         rows: Rows,
         timer: PhaseTimer,
@@ -234,6 +234,11 @@ class _Step:
             total /= self._expected_batch_size
             np.copyto(self._grad_mean, total, casting="same_kind")
             self._optimizer.step(params, self._grad_mean)
+
+
+def _rows_at_once(engine: Any) -> int | None:
+    size = getattr(engine, "size", UNLIMITED)
+    return None if size >= UNLIMITED else size
 
 
 def _sampler(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import dpsgd
@@ -24,10 +26,36 @@ def test_inside_ddp_the_model_is_that_of_every_other_all_reduce(
         name, allreduce, engine, sha = line.split()
         assert engine == "two-pass"
         found.setdefault(name, {})[allreduce] = sha
-    assert len(found) == 3
+    assert len(found) == 4
     for hashes in found.values():
         assert hashes["ddp"] == hashes["ring"]
-    assert len({hashes["ddp"] for hashes in found.values()}) == 3, "the cases do not differ"
+    assert len({hashes["ddp"] for hashes in found.values()}) == 4, "the cases do not differ"
+
+
+def test_a_rank_without_usable_examples_does_not_spoil_its_other_blocks() -> None:
+    """Weights may have diverged so far that even the backward pass over public rows is no number.
+
+    What DDP then hears is NaN; the sum must hold the blocks before it all the same.
+    """
+    pytest.importorskip("torch", reason="DDP needs the extra torch")
+    from dpsgd import engines, models
+
+    model = models.build("mlp", 10, (8,), activation="relu")
+    params = model.initial(0)
+    weight = model.tensors[0].place
+    params[weight] = np.sign(params[weight]) * np.float32(2e38)
+    features = model.probe(129) * np.float32(1e-37)  # the rows of DDP's own are not so small
+    features[128] = np.nan  # the last block has nothing else
+    labels = np.zeros(129, np.float32)
+    expected, found = np.zeros(model.num_params), np.zeros(model.num_params)
+    engines.build("two-pass", model, 0.5).clipped_sum(params, features, labels, expected)
+    engine: Any = engines.build("two-pass", model, 0.5)
+    engine.wrap(engine.module.module)
+    assert not [*engine.stages(params, features, labels, found)]
+    assert np.linalg.norm(expected) > 0.5, "nothing was summed"
+    assert np.array_equal(found, expected)
+    heard = [parameter.grad for parameter in engine.module.parameters]
+    assert not all(np.isfinite(one.numpy()).all() for one in heard), "this tests nothing"
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,14 @@ def summed(engine: Any, rows: int) -> NDArray[np.float64]:
     return out
 
 
-@pytest.mark.parametrize("size", [1, 7, 128, 500, 1000, "auto"])
-@pytest.mark.parametrize("rows", [0, 1, 500])
-def test_the_size_of_the_pieces_does_not_change_the_sum(size: int | str, rows: int) -> None:
-    engine = engines.build("fused", MODEL, 0.5)
+@pytest.mark.parametrize("name", engines.NAMES)
+@pytest.mark.parametrize(("size", "rows"), [
+    (7, 0), (1, 1), (7, 100), (128, 500), (512, 1100), (1000, 500), ("auto", 100)])  # fmt: skip
+def test_the_size_of_the_pieces_does_not_change_the_sum(
+    name: str, size: int | str, rows: int
+) -> None:
+    pytest.importorskip("torch", reason="most engines need the extra torch")
+    engine = engines.build(name, MODEL, 0.5)
     found = summed(Microbatched(engine, size), rows)
     np.testing.assert_allclose(found, summed(engine, rows), rtol=1e-5, atol=1e-6 * 0.5 * rows)
 
@@ -74,6 +78,13 @@ def test_where_memory_runs_out_the_same_rows_are_summed_in_halves(complaint: Exc
     assert engine.asked == [25, 25, 10], "what was learnt is kept"
 
 
+def test_pieces_are_halved_to_whole_groups_of_what_is_summed_together() -> None:
+    engine = Small(600, MemoryError())
+    made = Microbatched(engine, "auto")
+    summed(made, 3000)
+    assert engine.asked[:3] == [3000, 1024, 512], "1500 and 512, cut to multiples of 512"
+
+
 def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         summed(Microbatched(Small(30, RuntimeError("shapes cannot be multiplied")), "auto"), 100)
@@ -102,7 +113,7 @@ def test_auto_takes_whole_blocks_of_what_a_quarter_of_the_memory_holds(
 ) -> None:
     engine: Any = Small(1, MemoryError())
     engine.bytes_per_example = per_row = 777
-    for ranks, rows, expected in ((1, 1000, 896), (2, 1000, 384), (1, 100, 100), (1, 0, 1)):
+    for ranks, rows, expected in ((1, 2000, 1536), (2, 2000, 512), (1, 100, 100), (1, 0, 1)):
         monkeypatch.setattr(microbatch, "free_bytes", lambda rows=rows: 4 * per_row * rows + 3)
         monkeypatch.setattr(microbatch, "ranks_on_this_node", lambda ranks=ranks: ranks)
         assert fitting(engine) == expected

@@ -56,7 +56,7 @@ class Fused:
         self._activation = model.activation
         self._scales = [np.float32(model.scale(width)) for width in model.hidden]
         widest = max(layer.inputs + layer.outputs for layer in self._layers)
-        self._max_grad_norm = max_grad_norm * (1 - (widest + 16) * UNIT)
+        self._max_grad_norm = max_grad_norm * (1 - (widest + len(self._layers) + 16) * UNIT)
         self._products = Products()
         self._rows = 0
 

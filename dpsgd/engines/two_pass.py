@@ -66,9 +66,10 @@ class TwoPass:
         labels: NDArray[np.float32],
         out: NDArray[np.float64],
     ) -> Iterator[slice]:
-        """The same, all at once; nothing if a wrapper listens, which is told by autograd.
+        """The same, all at once; nothing if a wrapper listens, which hears of it by autograd.
 
-        What a wrapper hears is the gradient of the last block, to be added to what is in `out`.
+        When it does, everything is in `out`: the gradients of the last backward pass were compared
+        and added before. Those that the wrapper is handed are the same numbers once more.
         """
         last = max(0, len(labels) - 1) // BLOCK_ROWS * BLOCK_ROWS
         if self._wrapped is None:
@@ -85,7 +86,7 @@ class TwoPass:
         return {id(parameter): tensor.place for parameter, tensor in pairs}
 
     def warm_up(self, model: Model) -> None:
-        """One backward pass through the wrapper, over public random rows of weight 0."""
+        """One backward pass through the wrapper, as on a rank without examples."""
         labels = np.zeros(0, np.float32)
         out = np.zeros(model.num_params)
         self._through_wrapper(model.initial(0), self._probe[:0], labels, out)
@@ -103,7 +104,8 @@ class TwoPass:
         assert self._wrapped is not None  # stages looked
         self.module.call = self._wrapped
         try:
-            loss, _ = self._second(params, features, labels, out)
+            loss, found = self._second(params, features, labels, out)
+            out += found
             if loss is None:
                 loss = self.module.logits(self._probe).sum() * 0
             torch.autograd.backward(loss)

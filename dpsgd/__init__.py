@@ -8,10 +8,16 @@
     accounting    from events to epsilon            calibration from epsilon to noise
     ledger        what is spent, before it is used  streams     keyed cryptographic random streams
     sampling      Poisson sampling                  release     grid, noise, what is on the wire
-    engines/      sums of clipped gradients         models      logistic, mlp
+    exchange      parts of the sum on their way     ddp         the same by PyTorch's DDP
+    engines/      sums of clipped gradients         microbatch  batches in pieces
+        products      sums of outer products        layers/     per-example gradients of layers
+        flat_module   a module on a flat buffer     recorder    what layers see
+        terms         norms and sums of a layer
+    models        logistic, mlp                     networks    cnn, transformer: torch modules
     optimizers    SGD, momentum, Adam, averaging    metrics     exact test metrics
     run_folder    what a run leaves behind          show        what people see
     phases        where the time goes               errors      what a user can cure, exit codes
+    bench/        python -m dpsgd.bench             profile     python -m dpsgd.profile
     predict       python -m dpsgd.predict: a raw file scored by a trained model
         model_file    the model read back           scoring     from raw lines to predictions
     accuracy      python -m dpsgd.accuracy: with and without privacy, on the same splits

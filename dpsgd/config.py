@@ -192,6 +192,10 @@ class Config:
             raise ConfigError(f"hidden must be widths from 1 to {MAX_WIDTH}, got {self.hidden}")
         _in_range("epsilon", self.epsilon, above=0)
         if self.noise_multiplier != 0 or self.insecure_seed is None:  # clipping alone, to compare
+            if self.noise_multiplier == 0:
+                raise ConfigError(
+                    "noise_multiplier must be greater than 0, got 0; 0 only with --insecure-seed"
+                )
             _in_range("noise_multiplier", self.noise_multiplier, above=0)
         _in_range("delta", self.delta, above=0, at_most=0.01)
         if self.microbatch != "auto":

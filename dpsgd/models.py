@@ -19,6 +19,7 @@ at zero.
 
 from __future__ import annotations
 
+import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -322,4 +323,6 @@ def check_name(name: str) -> None:
             f"model {name!r} is refused: batch normalisation mixes the examples of a batch, so no "
             f"single example's gradient exists to be clipped; use GroupNorm or LayerNorm"
         )
-    raise ConfigError(f"model must be one of {', '.join(NAMES)}, got {name!r}")
+    close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(f"model must be one of {', '.join(NAMES)}, got {name!r}{hint}")

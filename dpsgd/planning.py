@@ -134,7 +134,8 @@ def _noise(
         if math.isinf(epsilon):
             raise PrivacyError(
                 f"noise_multiplier {sigma:g} gives no epsilon that can be proven at delta "
-                f"{config.delta:g} after {steps} steps; take a larger one, or --no-privacy"
+                f"{config.delta:g} after {steps} steps; take a larger one, fewer steps or a larger "
+                f"delta"
             )
     if config.noise == "local" and world_size > 1:
         sigma *= math.sqrt(world_size)

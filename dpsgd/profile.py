@@ -52,13 +52,16 @@ MAIN_JOB: dict[str, Any] = {
     "delta": 1e-6,
 }
 
+NOT_HERE = ("epochs", "out", "json", "print_config")
+
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, Config, bool]:
     """Our options, the configuration, and whether a data set was named. Raises ConfigError."""
     made = Parser(
         prog="python -m dpsgd.profile", allow_abbrev=False, description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other options are those of python -m dpsgd.run.",
+        epilog="All other options are those of python -m dpsgd.run, but not those that say how "
+        "long or where to: --epochs, --out, --json, --print-config.",
     )  # fmt: skip
     made.add_argument("--steps", type=int, default=STEPS, help=f"steps (default {STEPS})")
     made.add_argument("--top", type=int, default=TOP, help=f"rows of the table (default {TOP})")
@@ -68,13 +71,20 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, Config, bool]:
         if getattr(ours, flag) < least:
             raise ConfigError(f"--{flag} must be at least {least}, got {getattr(ours, flag)}")
     found = run_arguments.parser().parse(rest)
+    for name in NOT_HERE:
+        if getattr(found, name) not in (None, False):
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is not for dpsgd.profile: use --steps and --output")
     typed = {
         name: options.parse(name, value) if isinstance(value, str) else value
         for name, value in vars(found).items()
         if name in options.NAMES and value is not None
     }
     given = options.gather(found.config, os.environ, typed)
-    defaults = {} if "data" in given else MAIN_JOB
+    defaults = {} if "data" in given else dict(MAIN_JOB)
+    if "model" in given and given["model"].value != "mlp":
+        defaults.pop("hidden", None)
+        defaults.pop("activation", None)
     values = defaults | {name: one.value for name, one in given.items()}
     for group in EXCLUSIVE:
         if any(name in given for name in group):

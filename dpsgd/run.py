@@ -140,7 +140,7 @@ def _progress(
 
     if target := config.resolved_epsilon():
         show.line(f"calibrating the noise for epsilon {target:g} at delta {config.delta:g}")
-    elif not config.no_privacy:
+    elif config.private:
         show.line(f"computing epsilon of the noise at delta {config.delta:g}")
 
     def progress(now: trainer.Progress) -> None:

@@ -155,7 +155,7 @@ def plan_lines(run: Run, all_reduce: str, engine: str) -> list[str]:
     noise = (
         f"noise multiplier {run.noise_multiplier:.4f}"
         if run.noise_multiplier
-        else ("no noise" if run.clipped else "no clipping, no noise")
+        else ("clipping, no noise" if run.clipped else "no clipping, no noise")
     )
     promise = (
         f"epsilon {shown(run.epsilon)} at delta {run.delta:g} for one {run.unit}"

@@ -53,7 +53,10 @@ def report(config: Config, run: Run) -> dict[str, Any]:
 def paragraph(privacy: dict[str, Any]) -> str:
     """The statement to publish with the model."""
     if not privacy["private"]:
-        return f"{NOT_PRIVATE}: {privacy['reason']}. This model carries no privacy guarantee."
+        return (
+            f"{NOT_PRIVATE}: {privacy['reason']}. This model carries no privacy guarantee, and all "
+            f"runs in the same ledger together have no finite epsilon any more."
+        )
     unit = privacy["unit"]
     loose = privacy["delta"] > 1 / privacy["num_examples"]
     warning = (

@@ -71,7 +71,10 @@ def test_a_saved_configuration_is_a_configuration_file(tmp_path: Path) -> None:
             "wire must be auto, int64 or float32",
         ),
         ({"epsilon": 3.0, "noise_multiplier": 0.0, "insecure_seed": 1}, "exclude each other"),
-        ({"noise_multiplier": 0.0}, "noise_multiplier must be finite and greater than 0, got 0"),
+        (
+            {"noise_multiplier": 0.0},
+            "noise_multiplier must be greater than 0, got 0; 0 only with --insecure-seed",
+        ),
         ({"warmup": 0.5}, "warmup must be an integer, got 0.5"),
         ({"microbatch": True}, "microbatch must be auto or an integer, got True"),
         ({"hidden": (64.5,)}, "hidden must be an integer, got 64.5"),

@@ -64,7 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     made.add_argument(
-        "--workloads", nargs="+", default=list(WORKLOADS), metavar="NAME",
+        "--workloads", nargs="+", metavar="NAME",
         help=f"some of {', '.join(WORKLOADS)} (default all)",
     )  # fmt: skip
     made.add_argument(
@@ -80,7 +80,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         flag = "--" + name.replace("_", "-")
         made.add_argument(flag, type=int, help=f"of the main job (default {default})")
     asked = made.parse(arguments)
-    for name in asked.workloads:
+    for name, asked_for in (("workloads", asked.workloads), ("engines", asked.engines)):
+        if asked_for and (asked.job or (asked.memory and name == "workloads")):
+            mode_name = "--job" if asked.job else "--memory"
+            raise ConfigError(f"--{name} must be left out with {mode_name}")
+    for name in asked.workloads or ():
         one_of("workloads", name, WORKLOADS)
     for name in asked.engines or ():
         one_of("engines", name, ENGINES)
@@ -95,6 +99,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             raise ConfigError(f"{flag} must be at least 1, got {getattr(asked, name)}")
     if asked.batch_size > asked.rows:
         raise ConfigError(f"--batch-size must be at most {asked.rows}, got {asked.batch_size}")
+    asked.workloads = asked.workloads or list(WORKLOADS)
     check_json(asked.json)
     if world.world_mismatch(1):
         raise LaunchError("dpsgd.bench is one process, and --job starts its own: leave out mpirun")

@@ -5,9 +5,6 @@
 As root the commands run twice: as root, and as `nobody` in a clone of its own; anybody else runs
 them as themselves. What cannot run here (no Docker engine, no MPI of the system) is named in the
 output with the reason. It takes some minutes, installation included.
-
-In CI root has installed and tested already, so only `nobody` follows the README there, and of the
-tests runs those of users, files and ends.
 """
 
 from __future__ import annotations
@@ -32,13 +29,6 @@ AS_ROOT_ELSEWHERE = ["make test", "make test-openmpi"]
 """The slow suites: who runs this test as root runs them, too; here they are for the other user."""
 FASTER = {"SALTS": "1", "SIZES": "4K 64K", "BENCH": "--workloads mlp64-256 --engines fused"}
 """Sizes that the commands take from the environment; the commands stay as they are."""
-if CI := "CI" in os.environ:
-    FASTER["PYTEST_ADDOPTS"] = "-k interrupts"
-ONCE_IN_CI = [
-    "make test-openmpi", "make wheels EXTRAS=", "make core WHEELS=wheels", "make bench-steps",
-    "make bench-steps BENCH='--job'",
-]  # fmt: skip
-"""Root has run the first one there; the others have a test of their own here."""
 MARKS = ("$ ", "# ")
 COMMAND = re.compile(r"`((?:make|python3?|mpirun|\.venv\S*/bin/\w+) [^`]+)`")
 
@@ -56,7 +46,7 @@ def commands() -> list[str]:
 
 def why_not(command: str, is_root: bool) -> str | None:
     """Why a command cannot, or need not, run here."""
-    if (is_root and command in AS_ROOT_ELSEWHERE) or (CI and command in ONCE_IN_CI):
+    if is_root and command in AS_ROOT_ELSEWHERE:
         return "another test, or the other user, runs it"
     if "SYSTEM_MPI" in command and not shutil.which("mpirun"):
         return "there is no mpirun on PATH"
@@ -72,8 +62,6 @@ def why_not(command: str, is_root: bool) -> str | None:
 
 
 USERS = ["root", "nobody"] if os.geteuid() == 0 else [pwd.getpwuid(os.geteuid()).pw_name]
-if CI:
-    USERS = USERS[-1:]
 
 
 @pytest.fixture(params=USERS)
@@ -97,7 +85,7 @@ def as_user(name: str, place: Path, script: str) -> tuple[int, str]:
 
     Lines that begin with a mark are printed as they come.
     """
-    kept = {key: os.environ[key] for key in ("PATH", "LANG", "CI") if key in os.environ}
+    kept = {key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ}
     home = os.environ["HOME"] if name == "root" else str(place.parent / "home")
     user = {"user": name, "group": pwd.getpwnam(name).pw_gid} if os.geteuid() == 0 else {}
     lines = []

@@ -215,7 +215,7 @@ def test_the_library_call_is_all_that_the_command_line_does(
         "config = dpsgd.Config(ledger='l', insecure_seed=4, steps=20, noise_multiplier=2.0)\n"
         "print(dpsgd.train(config, dataset, world()).model_sha256)\n"
     )
-    called = python("-c", script)
+    called = python("-c", script, OPENBLAS_NUM_THREADS="1")  # as the command line has it
     typed = python(*RUN, "--data", dataset, "--ledger", "l", "--out", "run", "--insecure-seed", "4",
                    "--steps", "20", "--noise-multiplier", "2")  # fmt: skip
     assert called.stdout.strip() == run_json(typed, tmp_path / "run")["model_sha256"]

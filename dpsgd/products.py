@@ -7,8 +7,8 @@ group each by 2^-24 times what was added, at most GROUP R C: twice that is
 
     RHO = 2 (R (R + 2) + (GROUP - 1) GROUP R) 2^-24,       0.22% for R = 128, GROUP = 4
 
-A sum in float64 throughout would cost twice as much, one in float32 can be off by 2 n^2 2^-24 C:
-8,191 rows chosen to absorb one of norm C moved it by 2 C.
+One sum in float32 can be off by 2 n^2 2^-24 C: 8,191 rows chosen to absorb one of norm C
+moved it by 2 C.
 """
 
 from __future__ import annotations

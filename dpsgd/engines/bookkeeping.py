@@ -10,7 +10,8 @@ tell their norm, go to the engine `loop`, one by one in float64.
 
 Rounding. The contribution of an example is c_i times what the recorded floats stand for, and c_i
 norm_i <= C holds for these exactly, because norms are bounded from above. What is left is the
-rounding of the float32 sums over blocks of rows: `rho`.
+rounding of the float32 sums over blocks of rows: RHO for layers with one position an example, and
+as much again for those with several. A model may have both, so `rho` is twice RHO.
 """
 
 from __future__ import annotations

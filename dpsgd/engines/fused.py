@@ -88,7 +88,8 @@ class Fused:
             if len(labels):
                 product = out[layer.weight].reshape(layer.outputs, layer.inputs)
                 a, g = inputs[number], gradients[number]
-                self._products.add(a, g, weights, product, out[layer.bias])
+                with np.errstate(over="ignore", invalid="ignore"):  # of a plain run that diverged
+                    self._products.add(a, g, weights, product, out[layer.bias])
             yield slice(layer.weight.start, layer.bias.stop)
 
     def _clipped(

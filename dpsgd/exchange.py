@@ -112,10 +112,13 @@ class Exchange:
                     piece.all_reduce.wait()
                     piece.running = False
 
-    def decode(self, out: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The noisy sum over all ranks, the same bits on each of them [num_params]."""
+    def decode(self, divisor: float, out: NDArray[Any]) -> NDArray[Any]:
+        """The noisy sum over all ranks divided by a public constant, the same bits on each of them.
+
+        Written to `out` [num_params], of any type of float.
+        """
         for piece in self._pieces:
-            self._release.decode(piece.all_reduce.buffer, out=out[piece.elements])
+            self._release.decode(piece.all_reduce.buffer, divisor, out[piece.elements])
         return out
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ every |c_i| |g_i| |a_i| be at most C. The block can be off by R (R + 2) 2^-24 C,
 group each by 2^-24 times what was added, at most GROUP R C: twice that is
 
     RHO = 2 (R (R + 2) + (GROUP - 1) GROUP R) 2^-24,       0.22% for R = 128, GROUP = 4
+VECTOR = 8  # rows that a processor adds at once
 
 One sum in float32 can be off by 2 n^2 2^-24 C: 8,191 rows chosen to absorb one of norm C
 moved it by 2 C.
@@ -13,83 +14,103 @@ moved it by 2 C.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_ROWS = 128
 GROUP = 4
+VECTOR = 8  # rows that a processor adds at once
 UNIT = 2.0**-24
 TINY = 2.0**-126  # what is smaller may become zero
 RHO = 2 * (BLOCK_ROWS * (BLOCK_ROWS + 2) + (GROUP - 1) * GROUP * BLOCK_ROWS) * UNIT
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+Floats = NDArray[Any]
 
 
 class Products:
     """Adds such sums; keeps its intermediate arrays, because fresh ones cost page faults."""
 
-    def __init__(self) -> None:
-        self._scratch: dict[tuple[int, ...], F32] = {}
+    def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
+        self._dtype = dtype
+        self._scratch: dict[tuple[Any, ...], Floats] = {}
 
     def add(
         self,
         a: F32,
         g: F32,
-        weights: F32 | None,
+        weights: F32,
         out: F64,
         bias: F64 | None,
         block_rows: int = BLOCK_ROWS,
     ) -> None:
-        """out += sum of c_i g_i a_i^T and bias += sum of c_i g_i; c is 1 without `weights`.
+        """out += sum of c_i g_i a_i^T and bias += sum of c_i g_i.
 
-        Shapes: a [rows, inputs], g [rows, outputs], weights [rows], out [outputs, inputs], bias
-        [outputs]. Only the narrower of a and g is multiplied by the weights.
+        Shapes: a [rows, inputs], g [rows, outputs], weights, which are the c, [rows], out [outputs,
+        inputs], bias [outputs]. Only the narrower of a and g is multiplied by the weights.
         """
-        group = block_rows * GROUP
-        for first in range(0, len(a), group):
-            rows = slice(first, first + group)
-            self._add_group(
-                a[rows], g[rows], None if weights is None else weights[rows], out, bias, block_rows
-            )
+        rows, group = len(weights), block_rows * GROUP
+        for first in range(0, rows, group):
+            part = slice(first, first + group)
+            self._add_group(a[part], g[part], weights[part], out, bias, block_rows)
+
+    def add_blocks(self, g: Floats, a: Floats, out: F64, bias: F64 | None = None) -> None:
+        """out += sum over the blocks of g a; with `bias` the last column is for that.
+
+        Shapes: g [blocks, outputs, rows], a [blocks, rows, inputs], out [outputs, inputs].
+        """
+        outputs, inputs = g.shape[1], a.shape[2]
+        for first in range(0, len(g), GROUP):
+            last = min(len(g), first + GROUP)
+            sums = self._empty(last - first, outputs, inputs)
+            np.matmul(g[first:last], a[first:last], out=sums)
+            total = sums[0]
+            if len(sums) > 1:
+                total = np.add.reduce(sums, axis=0, out=self._empty(outputs, inputs))
+            if bias is None:
+                out += total
+            else:  # first to float64: numpy adds a part of a matrix faster if types are equal
+                exact = self._empty(outputs, inputs, dtype=np.float64)
+                np.copyto(exact, total)
+                out += exact[:, :-1]
+                bias += exact[:, -1]
 
     def _add_group(
-        self, a: F32, g: F32, weights: F32 | None, out: F64, bias: F64 | None, block_rows: int
+        self, a: F32, g: F32, weights: F32, out: F64, bias: F64 | None, block_rows: int
     ) -> None:
-        by_row = self._ones(block_rows * GROUP)[: len(a)] if weights is None else weights
         if bias is not None:  # before g is scaled
-            self._add_bias(g, by_row, bias, block_rows)
-        if weights is not None:
-            narrower = min(a.shape[1], g.shape[1])
-            scaled = self._empty(0, block_rows * GROUP, narrower)[: len(a)]
-            if a.shape[1] == narrower:
-                a = np.multiply(a, weights[:, None], out=scaled)
-            else:
-                g = np.multiply(g, weights[:, None], out=scaled)
-        total, block = self._empty(1, *out.shape), self._empty(2, *out.shape)
-        np.matmul(g[:block_rows].T, a[:block_rows], out=total)
-        for first in range(block_rows, len(a), block_rows):
-            rows = slice(first, first + block_rows)
-            np.matmul(g[rows].T, a[rows], out=block)
-            total += block
-        out += total
+            for first in range(0, len(g), block_rows):
+                rows = slice(first, first + block_rows)
+                bias += weights[rows] @ g[rows]
+        narrower = min(a.shape[1], g.shape[1])
+        scaled = self._empty(block_rows * GROUP, narrower)[: len(a)]
+        if a.shape[1] == narrower:
+            a = np.multiply(a, weights[:, None], out=scaled)
+        else:
+            g = np.multiply(g, weights[:, None], out=scaled)
+        whole = len(a) // block_rows * block_rows
+        for first, last, length in ((0, whole, block_rows), (whole, len(a), len(a) - whole)):
+            if first < last:
+                self.add_blocks(
+                    g[first:last].reshape(-1, length, g.shape[1]).transpose(0, 2, 1),
+                    a[first:last].reshape(-1, length, a.shape[1]),
+                    out,
+                )
 
-    def _add_bias(self, g: F32, weights: F32, bias: F64, block_rows: int) -> None:
-        for first in range(0, len(g), block_rows):
-            rows = slice(first, first + block_rows)
-            bias += weights[rows] @ g[rows]
-
-    def _ones(self, rows: int) -> F32:
-        found = self._scratch.get((3, rows))
+    def _empty(self, *shape: int, dtype: type[np.floating[Any]] | None = None) -> Floats:
+        found = self._scratch.get((*shape, dtype))
         if found is None:
-            found = self._scratch[3, rows] = np.ones(rows, np.float32)
+            found = self._scratch[*shape, dtype] = np.empty(shape, dtype or self._dtype)
         return found
 
-    def _empty(self, use: int, rows: int, width: int) -> F32:
-        found = self._scratch.get((use, rows, width))
-        if found is None:
-            found = self._scratch[use, rows, width] = np.empty((rows, width), np.float32)
-        return found
+
+def even_blocks(rows: int) -> tuple[int, int]:
+    """How many blocks of which length hold so many rows; they hold a few more: whole vectors."""
+    blocks = -(-rows // BLOCK_ROWS)
+    return blocks, -(-rows // (blocks * VECTOR)) * VECTOR
 
 
 def squares(rows: F32) -> F32:

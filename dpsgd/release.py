@@ -194,7 +194,7 @@ class Release:
         release.noise(event, 0, num_params, out=noise)
         release.encode(grad_sum, plan.buffer, noise)
         plan.run()
-        release.decode(plan.buffer, out=grad_sum)
+        release.decode(plan.buffer, expected_batch_size, out=grad_mean)
 
     With noise `sharded`:
 
@@ -202,7 +202,7 @@ class Release:
         plan.reduce_scatter()
         release.add_noise_(event, plan.owned.start, plan.buffer[plan.owned])
         plan.all_gather()
-        release.decode(plan.buffer, out=grad_sum)
+        release.decode(plan.buffer, expected_batch_size, out=grad_mean)
 
     Here nothing is allocated by a call but what has the size of a few numbers.
     """
@@ -211,7 +211,7 @@ class Release:
         self.grid = grid
         self._stream = stream
         self._is_nan = np.empty(CHUNK, np.bool_)
-        self._drawn = np.empty(CHUNK)
+        self._values = np.empty(CHUNK)
 
     def encode(
         self,
@@ -229,11 +229,12 @@ class Release:
         for begin in range(0, len(grad_sum), CHUNK):
             piece = slice(begin, begin + CHUNK)
             values = grad_sum[piece]
-            is_nan = np.isnan(values, out=self._is_nan[: len(values)])
-            np.copyto(values, 0.0, where=is_nan)
-            np.clip(values, -largest, largest, out=values)
+            if not np.vdot(values, values) <= (largest / 2) ** 2:  # else all are within the limit
+                is_nan = np.isnan(values, out=self._is_nan[: len(values)])
+                np.copyto(values, 0.0, where=is_nan)
+                np.clip(values, -largest, largest, out=values)
             if grid.spacing:
-                values /= grid.spacing  # a power of two: the division is exact
+                values *= 1 / grid.spacing  # powers of two: exact
                 np.rint(values, out=values)
             if noise is not None:
                 values += noise[piece]
@@ -258,26 +259,38 @@ class Release:
             return
         for begin in range(0, len(part), CHUNK):
             values = part[begin : begin + CHUNK]
-            drawn = self._drawn[: len(values)]
+            drawn = self._values[: len(values)]
             self._draw(event, first + begin, drawn)
             np.add(values, drawn, out=values, casting="unsafe")  # exact, as in encode
 
     def decode(
-        self, buffer: NDArray[Any], out: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float64]:
-        """The global sum [num_params], in `out` if it is given."""
-        total: NDArray[np.float64] = np.multiply(buffer, np.float64(self.grid.unit), out=out)
-        return total
+        self, buffer: NDArray[Any], divisor: float = 1.0, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """The global sum, divided by a public constant [num_params].
+
+        In `out`, of any type of float, if it is given; else in float64.
+        """
+        if out is None:
+            out = np.empty(len(buffer))
+        divisor /= self.grid.unit  # a power of two: nothing is rounded
+        for begin in range(0, len(buffer), CHUNK):
+            part = buffer[begin : begin + CHUNK]
+            values = self._values[: len(part)]
+            np.copyto(values, part)
+            values /= divisor
+            np.copyto(out[begin : begin + CHUNK], values, casting="same_kind")
+        return out
 
     def _draw(self, event: int, first: int, values: NDArray[np.float64]) -> None:
         grid = self.grid
         if not grid.noise_std:
             values[:] = 0
             return
+        deviation = grid.noise_std / grid.unit
         odd = first % 2  # the second of a pair, of which the first is another element's
         if odd:
-            values[0] = self._stream.gaussians(event, 2, first=first - 1)[1]
-        self._stream.gaussians(event, len(values) - odd, first=first + odd, out=values[odd:])
-        values *= grid.noise_std / grid.unit
+            values[0] = self._stream.gaussians(event, 2, first=first - 1, deviation=deviation)[1]
+        rest = values[odd:]
+        self._stream.gaussians(event, len(rest), first=first + odd, deviation=deviation, out=rest)
         if grid.spacing:
             np.rint(values, out=values)

@@ -7,11 +7,11 @@ sent, never written and never shown.
 
 Gaussians are made by Box and Muller's method in float64, each pair from one AES block of two words:
 
-    v, w = the words                                       64 random bits each
-    u = ((v mod 2^63) + 1/2) 2^-63                         never zero; a small u keeps its bits
-    x = ((2 w mod 2^64) + 1) 2^-63 in (-1, 1)              63 bits of w, as a signed number
-    radius = sqrt(-2 ln u),  angle = x pi/2, to the right; the top bit of w turns it to the left
-    pair = radius (+-cos angle, sin angle)
+    v, w = the words                              64 random bits each, as signed integers
+    u = |v + 1/2| 2^-63                           never zero; a small u keeps its bits
+    x = (w + 1/2) 2^-63 in (-1, 1)
+    radius = sqrt(-2 ln u),  angle = x pi/2, to the right; a negative v turns it to the left
+    pair = radius (+-cos angle, sin angle)        v + 1/2 has a sign that |v + 1/2| does not tell
 
 No cosine is called. a = sqrt(2) sin(angle / 2) is a polynomial of degree 13, because angle / 2 is
 within pi/4, and cos angle = 1 - a^2, sin angle = a sqrt(2 - a^2). a errs by at most 5 roundings of
@@ -77,11 +77,18 @@ class Stream:
         return np.frombuffer(self.__encryptor.update(self._zero_bytes(num_bytes)), np.uint8)
 
     def gaussians(
-        self, event: int, count: int, *, first: int = 0, out: NDArray[np.float64] | None = None
+        self,
+        event: int,
+        count: int,
+        *,
+        first: int = 0,
+        deviation: float = 1.0,
+        out: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """`count` independent standard normal values of event `event`, from number `first` on.
+        """`count` independent normal values of event `event`, from number `first` on.
 
-        `first` is even. They are written to `out`, a float64 vector, if there is one.
+        Their mean is 0, their standard deviation `deviation`. `first` is even. They are written to
+        `out`, a float64 vector, if there is one.
         """
         if first < 0 or first % 2:
             raise ValueError(f"first must be even and at least 0, got {first}")
@@ -97,7 +104,7 @@ class Stream:
             piece = out[start : start + 2 * PAIRS_AT_ONCE]
             num_bytes = (len(piece) + 1) // 2 * BLOCK_BYTES
             self.__encryptor.update_into(self._zero_bytes(num_bytes), make.blocks)
-            make.gaussians_(piece)
+            make.gaussians_(piece, deviation)
         return out
 
     def _seek(self, event: int, block: int) -> None:
@@ -117,28 +124,25 @@ class _BoxMuller:
         # update_into may ask for up to one block more than it writes
         self.blocks = bytearray((num_pairs + 1) * BLOCK_BYTES)
         words = np.frombuffer(self.blocks, "<i8").reshape(-1, 2)[:num_pairs]
-        self._words = (words[:, 0], words[:, 1], words[:, 1].view("<f8"))
-        self._bits = np.empty(num_pairs, np.int64)
-        self._scratch = [np.empty(num_pairs) for _ in range(4)]
+        self._words = words[:, 0], words[:, 1]
+        self._scratch = [np.empty(num_pairs) for _ in range(5)]
 
-    def gaussians_(self, out: NDArray[np.float64]) -> None:
+    def gaussians_(self, out: NDArray[np.float64], deviation: float = 1.0) -> None:
         """Fill `out`; the last value of a pair that does not fit is dropped."""
         num_pairs, num_whole = (len(out) + 1) // 2, len(out) // 2
-        v, w, w_as_float = (array[:num_pairs] for array in self._words)
-        bits = self._bits[:num_pairs]
-        radius, x, square, cosine = (array[:num_pairs] for array in self._scratch)
+        v, w = (array[:num_pairs] for array in self._words)
+        signed, radius, x, square, cosine = (array[:num_pairs] for array in self._scratch)
 
-        np.bitwise_and(v, _LOW_63_BITS, bits)
-        np.copyto(radius, bits)
-        np.add(radius, _HALF, radius)
+        np.copyto(signed, v)
+        np.add(signed, _HALF, signed)
+        np.abs(signed, radius)
         np.multiply(radius, _ULP, radius)  # u
         np.log(radius, radius)
-        np.multiply(radius, _MINUS_TWO, radius)
+        np.multiply(radius, -2 * deviation**2, radius)
         np.sqrt(radius, radius)
 
-        np.left_shift(w, _ONE_BIT, bits)
-        np.copyto(x, bits)
-        np.add(x, _ONE, x)  # an integer: _SINE has the factor 2^-63
+        np.copyto(x, w)
+        np.add(x, _HALF, x)  # _SINE has the factor 2^-63
         np.multiply(x, x, square)
         series = cosine
         np.multiply(square, _SINE[-1], series)
@@ -149,7 +153,7 @@ class _BoxMuller:
         half_sine = np.multiply(x, series, x)  # a of the module's docstring
         np.multiply(half_sine, half_sine, square)
         np.subtract(_ONE, square, cosine)
-        np.copysign(cosine, w_as_float, cosine)  # the top bit of w
+        np.copysign(cosine, signed, cosine)
         np.subtract(_TWO, square, square)
         np.sqrt(square, square)
         sine = np.multiply(half_sine, square, x)
@@ -159,8 +163,7 @@ class _BoxMuller:
 
 
 # arrays without dimension, because numpy converts a scalar anew in every call
-_LOW_63_BITS, _ONE_BIT = np.array(2**63 - 1), np.array(1)
-_HALF, _ONE, _TWO, _MINUS_TWO = (np.array(value) for value in (0.5, 1.0, 2.0, -2.0))
+_HALF, _ONE, _TWO = (np.array(value) for value in (0.5, 1.0, 2.0))
 _ULP = np.array(2.0**-63)
 _SINE = [np.array(value * 2.0 ** (-63 * (2 * n + 1))) for n, value in enumerate(SINE)]
 

@@ -216,7 +216,6 @@ class _Step:
             noise_std=run.noise_multiplier * run.grid.sensitivity / run.expected_batch_size,
         )
         self._expected_batch_size = run.expected_batch_size
-        self._total = np.empty(num_params)
         self._grad_mean = np.empty(num_params, np.float32)
 
     def __call__(self, event: int, params: NDArray[np.float32], last: bool) -> None:
@@ -230,9 +229,7 @@ class _Step:
             exchange.take(self._engine.stages(params, features, labels, exchange.sum))
         exchange.finish(None if last else event + 1)
         with phase("update"):
-            total = exchange.decode(self._total)
-            total /= self._expected_batch_size
-            np.copyto(self._grad_mean, total, casting="same_kind")
+            exchange.decode(self._expected_batch_size, out=self._grad_mean)
             self._optimizer.step(params, self._grad_mean)
 
 

@@ -43,9 +43,10 @@ def main(dataset_path: Path, ledger: Path) -> None:
     build("fused", model, CLIP).clipped_sum(
         initial, dataset.train.features[rows], dataset.train.labels[rows], local
     )
-    noise = streams.insecure(SEED, comm.rank).noise.gaussians(0, model.num_params)
-    noise *= SIGMA * grid.sensitivity / np.sqrt(comm.size)
-    total = sum(comm.allgather(np.rint(local / grid.spacing) + np.rint(noise / grid.spacing)))
+    deviation = SIGMA * grid.sensitivity / np.sqrt(comm.size) / grid.spacing
+    stream = streams.insecure(SEED, comm.rank).noise
+    noise = stream.gaussians(0, model.num_params, deviation=deviation)
+    total = sum(comm.allgather(np.rint(local / grid.spacing) + np.rint(noise)))
     mean = total * grid.spacing / (RATE * dataset.num_examples)
     expected = initial - np.float32(LEARNING_RATE) * mean.astype(np.float32)
     np.testing.assert_array_equal(result.params, expected)

@@ -56,7 +56,7 @@ def total(pieces: list[slice], parts: list[slice], event: int = 5) -> Any:
     one.sum[:] = np.random.default_rng(1).normal(size=LENGTH)
     one.take(parts)
     one.finish(event + 1)
-    return one.decode(np.empty(LENGTH))
+    return one.decode(1.0, np.empty(LENGTH))
 
 
 WHOLE = [slice(0, LENGTH)]
@@ -84,7 +84,7 @@ def test_the_noise_of_an_event_is_the_same_ahead_and_in_time() -> None:
     one.sum[:] = np.random.default_rng(1).normal(size=LENGTH)
     one.take(WHOLE)
     one.finish(None)
-    assert np.array_equal(one.decode(np.empty(LENGTH)), total(WHOLE, WHOLE))
+    assert np.array_equal(one.decode(1.0, np.empty(LENGTH)), total(WHOLE, WHOLE))
 
 
 def test_the_noise_has_the_size_that_was_planned() -> None:
@@ -96,7 +96,7 @@ def test_the_noise_has_the_size_that_was_planned() -> None:
         one.sum[:] = 0
         one.take(WHOLE)
         one.finish(None)
-        values.append(one.decode(np.empty(LENGTH)))
+        values.append(one.decode(1.0, np.empty(LENGTH)))
     found = np.std(values) * math.sqrt(2) / GRID.sensitivity
     assert abs(found / 2.0 - 1) < 6 / math.sqrt(2 * 50 * LENGTH)
 

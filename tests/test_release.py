@@ -119,7 +119,8 @@ def test_the_owner_alone_adds_noise_to_its_part() -> None:
     owner = Release(made, streams.insecure(1, 3).noise)
     owner.add_noise_(0, 4, buffer[4:6])
     assert (buffer[[0, 1, 2, 3, 6, 7, 8, 9]] == 1000).all()
-    drawn = streams.insecure(1, 3).noise.gaussians(0, 10)[4:6] * made.noise_std / made.spacing
+    deviation = made.noise_std / made.spacing
+    drawn = streams.insecure(1, 3).noise.gaussians(0, 10, deviation=deviation)[4:6]
     assert np.array_equal(buffer[4:6], 1000 + np.rint(drawn))
 
 

@@ -60,6 +60,13 @@ def test_gaussians_drawn_piece_by_piece_are_the_gaussians_drawn_at_once(size: in
     assert np.array_equal(stream.gaussians(3, 3, first=size), whole[size : size + 3])
 
 
+def test_gaussians_of_a_deviation_are_standard_ones_times_it() -> None:
+    standard = Stream(KEY).gaussians(3, 1001)
+    for deviation in (0.001, 3.0, 2.0**30):
+        found = Stream(KEY).gaussians(3, 1001, deviation=deviation)
+        np.testing.assert_allclose(found, deviation * standard, rtol=2.0**-51)
+
+
 def test_gaussians_may_be_written_where_they_do_not_lie_side_by_side() -> None:
     columns = np.zeros((1001, 3))
     Stream(KEY).gaussians(3, 1001, out=columns[:, 1])
@@ -79,15 +86,15 @@ def test_an_odd_first_and_an_out_that_does_not_fit_are_refused() -> None:
 
 def test_each_pair_is_box_muller_of_one_aes_block() -> None:
     v, w = (int(word) for word in Stream(KEY).bytes(1, 2 * BLOCK_BYTES).view("<u8")[2:])
-    radius = math.sqrt(-2 * math.log((Fraction(v % 2**63) + Fraction(1, 2)) / 2**63))
-    angle = math.pi / 2 * (signed(w) / 2**63)
-    expected = [radius * math.cos(angle) * (-1) ** (w >> 63), radius * math.sin(angle)]
+    radius = math.sqrt(-2 * math.log(abs(middle(v)) / 2**63))
+    angle = math.pi / 2 * (middle(w) / 2**63)
+    expected = [radius * math.cos(angle) * (-1) ** (v >> 63), radius * math.sin(angle)]
     np.testing.assert_allclose(Stream(KEY).gaussians(1, 4)[2:], expected, rtol=1e-13)
 
 
-def signed(w: int) -> int:
-    """2 w + 1 as a signed number of 64 bits."""
-    return (2 * w + 1 + 2**63) % 2**64 - 2**63
+def middle(word: int) -> Fraction:
+    """A word as a signed number of 64 bits, and a half."""
+    return (word + 2**63) % 2**64 - 2**63 + Fraction(1, 2)
 
 
 def test_cosine_and_sine_are_as_good_as_promised() -> None:
@@ -95,25 +102,31 @@ def test_cosine_and_sine_are_as_good_as_promised() -> None:
     edges = [2**k + d for k in range(2, 63) for d in (-1, 0, 1)] + [0, 1, 2**63 - 1]
     angles = [sign + w for w in edges for sign in (0, 2**63)]
     angles += Stream(KEY).bytes(0, 8_000).view("<u8").tolist()
-    v = 2**40 + 12345
-    values = gaussians_of([(v, w) for w in angles])
-    with mpmath.workdps(50):
-        radius = mpmath.sqrt(-2 * mpmath.log((v + mpmath.mpf(0.5)) / 2**63))
-        for w, (x, y) in zip(angles, values.tolist(), strict=True):
-            angle = mpmath.pi / 2 * signed(w) / 2**63
-            cosine = mpmath.cos(angle) * (-1) ** (w >> 63)
-            assert abs(x / radius - cosine) < 2.0**-49
-            assert abs(y / radius / mpmath.sin(angle) - 1) < 2.0**-49
+    for v in (2**40 + 12345, 2**64 - 2**40 - 12346):
+        values = gaussians_of([(v, w) for w in angles])
+        with mpmath.workdps(50):
+            radius = mpmath.sqrt(-2 * mpmath.log(abs(exactly(v)) / 2**63))
+            for w, (x, y) in zip(angles, values.tolist(), strict=True):
+                angle = mpmath.pi / 2 * exactly(w) / 2**63
+                cosine = mpmath.cos(angle) * (-1) ** (v >> 63)
+                assert abs(x / radius - cosine) < 2.0**-49
+                assert abs(y / radius / mpmath.sin(angle) - 1) < 2.0**-49
+
+
+def exactly(word: int) -> mpmath.mpf:
+    """The same as `middle`, for mpmath."""
+    return mpmath.mpf(middle(word).numerator) / 2
 
 
 def test_small_uniforms_keep_their_bits_and_none_is_zero() -> None:
     smallest = [0, 1, 2, 3, *(2**k + d for k in range(2, 52) for d in (-1, 0, 1))]
-    above = [2**63 + v for v in smallest]  # the top bit of v does not count
-    values = gaussians_of([(v, 0) for v in smallest + above])[:, 0]
-    with mpmath.workdps(50):
-        for v, radius in zip(smallest * 2, values.tolist(), strict=True):
-            u = (v + mpmath.mpf(0.5)) / 2**63
-            assert abs(radius / mpmath.sqrt(-2 * mpmath.log(u)) - 1) < 2.0**-50
+    below = [2**64 - 1 - v for v in smallest]  # -v - 1: as far from -1/2 as v, and to the left
+    for words, sign in ((smallest, 1), (below, -1)):
+        values = gaussians_of([(v, 0) for v in words])[:, 0] * sign
+        with mpmath.workdps(50):
+            for v, radius in zip(smallest, values.tolist(), strict=True):
+                u = (v + mpmath.mpf(0.5)) / 2**63
+                assert abs(radius / mpmath.sqrt(-2 * mpmath.log(u)) - 1) < 2.0**-50
 
 
 def test_no_value_is_infinite_or_larger_than_max_gaussian() -> None:
@@ -122,7 +135,7 @@ def test_no_value_is_infinite_or_larger_than_max_gaussian() -> None:
     values = gaussians_of([(v, w) for v in extremes for w in extremes])
     assert np.isfinite(values).all() and np.abs(values).max() <= MAX_GAUSSIAN
     assert np.abs(values).max() > 0.9999 * MAX_GAUSSIAN
-    assert (values[[v % 2**63 == 2**63 - 1 for v in extremes for _ in extremes]] == 0).all()
+    assert (values[[v in (2**63 - 1, 2**63) for v in extremes for _ in extremes]] == 0).all()
     assert math.sqrt(2 * 64 * math.log(2)) * (1 + 2.0**-48) < MAX_GAUSSIAN
 
 

@@ -100,7 +100,7 @@ class OurStep:
         released = release.Release(grid, streams.fresh().noise)
         self._exchange = make_exchange(Config(), comm, released, parts, self.timer)
         self._optimizer = optimizers.build("sgd", length, LEARNING_RATE)
-        self._total, self._grad_mean = np.empty(length), np.empty(length, np.float32)
+        self._grad_mean = np.empty(length, np.float32)
         self._event = 0
 
     def __call__(self) -> None:
@@ -113,9 +113,7 @@ class OurStep:
         self._event += 1
         exchange.finish(self._event)
         with phase("update"):
-            total = exchange.decode(self._total)
-            total /= len(self.labels)
-            np.copyto(self._grad_mean, total, casting="same_kind")
+            exchange.decode(len(self.labels), out=self._grad_mean)
             self._optimizer.step(params, self._grad_mean)
 
     def close(self) -> None:

@@ -85,8 +85,9 @@ class Fused:
     def _chunk(self, params: F32, features: F32, labels: F32, out: F64) -> Iterator[slice]:
         """Add the clipped sum of a few rows, a layer at a time."""
         if len(labels):
-            self._forward_backward(features, labels)
-            self._clipped(params, features, labels, out)
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._forward_backward(features, labels)
+                self._clipped(params, features, labels, out)
         for number in range(len(self._layers) - 1, -1, -1):
             if len(labels):
                 self._add(self._pass, number, out)
@@ -119,6 +120,8 @@ class _Pass:
     Columns beyond the rows, up to blocks of the same length, are zeros with factor 0.
     """
 
+    _now: _Arrays  # of the rows of the last forward pass
+
     def __init__(
         self,
         model: Dense,
@@ -137,6 +140,7 @@ class _Pass:
         self._products = Products(dtype)
         self._memory = _Memory(self._weights, 0)
         self._made: dict[tuple[int, int], _Arrays] = {}
+        self._shape = 0, 0
 
     def load(self, params: F32) -> None:
         """Take over the parameters."""
@@ -144,16 +148,13 @@ class _Pass:
             weight[:, :-1] = params[place].reshape(len(weight), -1)
             weight[:, -1] = params[bias]
 
-    @np.errstate(over="ignore", invalid="ignore")
     def forward_backward(self, features: F32, labels: F32) -> None:
         """Fill the arrays of this many rows."""
         rows, last = len(labels), len(self._weights) - 1
-        self._rows = rows
-        self._now = now = self._arrays(rows)
+        self._rows, self._now = rows, self._arrays(rows)
+        now = self._now
         now.inputs[0][:-1, :rows] = features.T
         now.inputs[0][:-1, rows:] = 0
-        for inputs in now.inputs:
-            inputs[-1] = 1
         for number, scale in enumerate(self._scales):
             hidden = now.inputs[number + 1][:-1]
             np.matmul(self._weights[number], now.inputs[number], out=hidden)
@@ -177,7 +178,6 @@ class _Pass:
                 np.matmul(above, now.jacobians[number + 1], out=now.jacobians[number])
                 now.jacobians[number] *= slopes
 
-    @np.errstate(over="ignore", invalid="ignore")
     def clip(self) -> NDArray[np.int64]:
         """Find the factors; rows whose norm is huge, or not a number, are blanked and returned."""
         now = self._now
@@ -200,9 +200,15 @@ class _Pass:
         factors[self._rows :] = 0
         return unmeasured
 
-    @np.errstate(over="ignore", invalid="ignore")  # of a plain run that diverged
     def add_sum(self, number: int, out: F64, bias: F64) -> None:
         """Add the clipped sum of a layer to `out` [outputs, inputs] and `bias` [outputs]; once."""
+        if self._clips:  # nothing can overflow
+            self._add_sum(number, out, bias)
+        else:
+            with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverged
+                self._add_sum(number, out, bias)
+
+    def _add_sum(self, number: int, out: F64, bias: F64) -> None:
         now = self._now
         if number < len(now.jacobians):
             now.jacobians[number] *= now.factors
@@ -252,9 +258,12 @@ class _Pass:
                 most = max(columns, min(CHUNK_ROWS, 2 * self._memory.columns))
                 self._made.clear()
                 self._memory = _Memory(self._weights, most)
-            found = self._made[blocks, length] = _Arrays(
-                self._weights, blocks, length, self._memory
-            )
+            found = _Arrays(self._weights, blocks, length, self._memory)
+            self._made[blocks, length] = found
+        if self._shape != (blocks, length):  # the memory had another meaning
+            self._shape = blocks, length
+            for inputs in found.inputs:
+                inputs[-1] = 1
         return found
 
 

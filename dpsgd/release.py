@@ -272,12 +272,12 @@ class Release:
         """
         if out is None:
             out = np.empty(len(buffer))
-        divisor /= self.grid.unit  # a power of two: nothing is rounded
+        factor = self.grid.unit / divisor
         for begin in range(0, len(buffer), CHUNK):
             part = buffer[begin : begin + CHUNK]
             values = self._values[: len(part)]
             np.copyto(values, part)
-            values /= divisor
+            values *= factor
             np.copyto(out[begin : begin + CHUNK], values, casting="same_kind")
         return out
 

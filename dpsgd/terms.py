@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpsgd.products import BLOCK_ROWS, GROUP, RHO, TINY, UNIT, Products, squares
+from dpsgd.products import BLOCK_ROWS, GROUP, LEVELS, RHO, TINY, UNIT, Products, squares
 
 MAX_SPREAD = 32.0
 FLOOR = 2.0**-90  # added to the sum of all norm^2: more than 2^36 underflows
@@ -277,7 +277,7 @@ def block_rows(positions: int) -> int:
     rows = BLOCK_ROWS
     while rows > 1:
         in_blocks, in_groups = (2 * n / positions + 3 for n in (rows, GROUP * rows))
-        if 2 * (rows * in_blocks + (GROUP - 1) * in_groups) * UNIT * MAX_SPREAD <= RHO:
+        if 2 * (rows * in_blocks + LEVELS * in_groups) * UNIT * MAX_SPREAD <= RHO:
             break
         rows //= 2
     return rows

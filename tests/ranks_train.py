@@ -47,7 +47,7 @@ def main(dataset_path: Path, ledger: Path) -> None:
     stream = streams.insecure(SEED, comm.rank).noise
     noise = stream.gaussians(0, model.num_params, deviation=deviation)
     total = sum(comm.allgather(np.rint(local / grid.spacing) + np.rint(noise)))
-    mean = total * grid.spacing / (RATE * dataset.num_examples)
+    mean = total * (grid.spacing / (RATE * dataset.num_examples))
     expected = initial - np.float32(LEARNING_RATE) * mean.astype(np.float32)
     np.testing.assert_array_equal(result.params, expected)
     assert len(set(comm.allgather(result.params.tobytes()))) == 1, "ranks differ"

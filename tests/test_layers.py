@@ -532,7 +532,7 @@ def test_blocks_of_positions_keep_the_rounding_of_one_example_within_rho(positio
         block, group = (
             examples_beside(start, positions, size) for size in (rows, terms.GROUP * rows)
         )
-        rounding = (rows * block + (terms.GROUP - 1) * group) * terms.UNIT * terms.MAX_SPREAD
+        rounding = (rows * block + terms.LEVELS * group) * terms.UNIT * terms.MAX_SPREAD
         assert 2 * rounding <= terms.RHO
 
 

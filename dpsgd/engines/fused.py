@@ -140,7 +140,6 @@ class _Pass:
         self._products = Products(dtype)
         self._memory = _Memory(self._weights, 0)
         self._made: dict[tuple[int, int], _Arrays] = {}
-        self._shape = 0, 0
 
     def load(self, params: F32) -> None:
         """Take over the parameters."""
@@ -153,13 +152,15 @@ class _Pass:
         rows, last = len(labels), len(self._weights) - 1
         self._rows, self._now = rows, self._arrays(rows)
         now = self._now
+        for inputs in now.inputs:
+            inputs[-1] = 1
         now.inputs[0][:-1, :rows] = features.T
         now.inputs[0][:-1, rows:] = 0
         for number, scale in enumerate(self._scales):
             hidden = now.inputs[number + 1][:-1]
             np.matmul(self._weights[number], now.inputs[number], out=hidden)
             if self._relu:
-                np.maximum(hidden, now.zeros[number], out=hidden)  # by a scalar: four times slower
+                np.maximum(hidden, now.zeros, out=hidden)  # with a scalar: four times slower
             else:
                 np.tanh(hidden, out=hidden)
                 if scale != 1:
@@ -211,7 +212,9 @@ class _Pass:
     def _add_sum(self, number: int, out: F64, bias: F64) -> None:
         now = self._now
         if number < len(now.jacobians):
-            now.jacobians[number] *= now.factors
+            inputs, jacobians = now.inputs[number], now.jacobians[number]
+            narrower = inputs if len(inputs) < len(jacobians) else jacobians
+            narrower *= now.factors
         self._products.add_blocks(*now.blocks[number], out, bias)
 
     def _slopes(self, number: int) -> Floats:
@@ -260,10 +263,6 @@ class _Pass:
                 self._memory = _Memory(self._weights, most)
             found = _Arrays(self._weights, blocks, length, self._memory)
             self._made[blocks, length] = found
-        if self._shape != (blocks, length):  # the memory had another meaning
-            self._shape = blocks, length
-            for inputs in found.inputs:
-                inputs[-1] = 1
         return found
 
 
@@ -277,7 +276,7 @@ class _Memory:
         heights = [weight.shape[1] for weight in weights] + hidden + [tallest, *[1] * VECTORS]
         self.columns = columns
         self.floats = np.empty(sum(heights) * columns, dtype)
-        self.zeros = np.zeros(tallest * columns, dtype)
+        self.zeros = np.zeros(columns, dtype)
         self.booleans = np.empty(tallest * columns, np.bool_)
 
 
@@ -298,10 +297,10 @@ class _Arrays:
         self.inputs = [take(weight.shape[1]) for weight in weights]
         self.jacobians = [take(height) for height in hidden]
         self.slopes = [slopes[:height] for height in hidden]
-        self.zeros, self.positive = (
-            [array[: height * columns].reshape(height, columns) for height in hidden]
-            for array in (memory.zeros, memory.booleans)
-        )
+        self.zeros = memory.zeros[:columns]
+        self.positive = [
+            memory.booleans[: height * columns].reshape(height, columns) for height in hidden
+        ]
         vectors = [take(1)[0] for _ in range(VECTORS)]
         self.residuals, self.factors, self.norms, *self.squares = vectors
         self.blocks = [  # [blocks, outputs, length] and [blocks, length, inputs + 1]

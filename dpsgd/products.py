@@ -53,10 +53,14 @@ class Products:
         Shapes: a [rows, inputs], g [rows, outputs], weights, which are the c, [rows], out [outputs,
         inputs], bias [outputs]. Only the narrower of a and g is multiplied by the weights.
         """
-        rows, group = len(weights), block_rows * GROUP
-        for first in range(0, rows, group):
-            part = slice(first, first + group)
-            self._add_group(a[part], g[part], weights[part], out, bias, block_rows)
+        group = block_rows * GROUP
+        for first in range(0, len(weights), group):
+            last = min(len(weights), first + group)
+            whole = first + (last - first) // block_rows * block_rows
+            for start, end, length in ((first, whole, block_rows), (whole, last, last - whole)):
+                if start < end:
+                    rows = slice(start, end)
+                    self._add_rows(a[rows], g[rows], weights[rows], out, bias, length)
 
     def add_blocks(self, g: Floats, a: Floats, out: F64, bias: F64 | None = None) -> None:
         """out += sum over the blocks of g a; with `bias` the last column is for that.
@@ -79,27 +83,25 @@ class Products:
                 out += sums[0, :, :-1]
                 bias += sums[0, :, -1]
 
-    def _add_group(
-        self, a: F32, g: F32, weights: F32, out: F64, bias: F64 | None, block_rows: int
+    def _add_rows(
+        self, a: F32, g: F32, weights: F32, out: F64, bias: F64 | None, length: int
     ) -> None:
-        if bias is not None:  # before g is scaled
-            for first in range(0, len(g), block_rows):
-                rows = slice(first, first + block_rows)
-                bias += weights[rows] @ g[rows]
-        narrower = min(a.shape[1], g.shape[1])
-        scaled = self._empty(block_rows * GROUP, narrower)[: len(a)]
-        if a.shape[1] == narrower:
-            a = np.multiply(a, weights[:, None], out=scaled)
+        """The same of rows that are a few blocks of the same length."""
+        rows, inputs, outputs = len(a), a.shape[1], g.shape[1]
+        factors = weights[:, None]
+        if inputs <= outputs:
+            scaled = self._empty(rows, inputs + (bias is not None))
+            np.multiply(a, factors, out=scaled[:, :inputs])
+            if bias is not None:
+                scaled[:, inputs] = weights
+            a = scaled
         else:
-            g = np.multiply(g, weights[:, None], out=scaled)
-        whole = len(a) // block_rows * block_rows
-        for first, last, length in ((0, whole, block_rows), (whole, len(a), len(a) - whole)):
-            if first < last:
-                self.add_blocks(
-                    g[first:last].reshape(-1, length, g.shape[1]).transpose(0, 2, 1),
-                    a[first:last].reshape(-1, length, a.shape[1]),
-                    out,
-                )
+            g = np.multiply(g, factors, out=self._empty(rows, outputs))
+        g_blocks, a_blocks = g.reshape(-1, length, outputs), a.reshape(-1, length, a.shape[1])
+        if bias is not None and inputs > outputs:
+            bias += np.add.reduce(np.add.reduce(g_blocks, axis=1), axis=0, dtype=np.float64)
+            bias = None
+        self.add_blocks(g_blocks.transpose(0, 2, 1), a_blocks, out, bias)
 
     def _empty(self, *shape: int) -> Floats:
         found = self._scratch.get(shape)

@@ -55,9 +55,7 @@ class Recorder:
         """What every recorded call contributes to the gradients of the sum of losses [batch]."""
         edges = [edge for call in self.calls for edge in call.edges if edge is not None]
         gradients = iter(
-            torch.autograd.grad(
-                losses, edges, torch.ones_like(losses), retain_graph=keep_graph, allow_unused=True
-            )
+            torch.autograd.grad(losses.sum(), edges, retain_graph=keep_graph, allow_unused=True)
             if edges
             else ()
         )

@@ -32,14 +32,20 @@ from functools import reduce
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dpsgd.products import BLOCK_ROWS, GROUP, LEVELS, RHO, TINY, UNIT, Products, squares
 
 MAX_SPREAD = 32.0
+HUGE_NORM_SQUARED = 1e24
 FLOOR = 2.0**-90  # added to the sum of all norm^2: more than 2^36 underflows
 PIECE = 32  # of a row of which squares are added in float32
 PRODUCTS = Products()
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 class Term(ABC):
@@ -48,18 +54,18 @@ class Term(ABC):
     parameters: tuple[Tensor, ...]
 
     @abstractmethod
-    def bounds(self) -> tuple[Tensor, Tensor]:
+    def bounds(self) -> tuple[F32, F32]:
         """Upper bounds of norm^2 and of spread^2 for each example [batch].
 
         Where nothing can cancel in a float32 sum, the spread is the norm.
         """
 
     @abstractmethod
-    def blanked(self, keep: Tensor) -> Term:
+    def blanked(self, keep: Bools) -> Term:
         """The same with examples that are not kept [batch] replaced by zeros."""
 
     @abstractmethod
-    def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
+    def add_sum(self, weights: F32, outs: Sequence[F64]) -> None:
         """Add the gradients times `weights` [batch] to one float64 vector a parameter."""
 
     @abstractmethod
@@ -78,8 +84,7 @@ class Outer(Term):
         self.has_bias = len(parameters) == 2
         self.positions = 1 if a.dim() == 2 else a.shape[1]
 
-    @np.errstate(over="ignore", invalid="ignore")
-    def bounds(self) -> tuple[Tensor, Tensor]:
+    def bounds(self) -> tuple[F32, F32]:
         """See the module."""
         a, g = self.a, self.g
         rounding = (a.shape[-1] + g.shape[-1] + 16) * UNIT
@@ -90,8 +95,7 @@ class Outer(Term):
             others += g.shape[-1] * TINY
             squared *= others
             squared *= 1 + rounding
-            norms = torch.from_numpy(squared)
-            return norms, norms
+            return squared, squared
         a_squared = torch.linalg.vector_norm(a, dim=-1).square_()
         g_squared = torch.linalg.vector_norm(g, dim=-1).square_()
         a_squared += a.shape[-1] * TINY + self.has_bias
@@ -107,23 +111,24 @@ class Outer(Term):
         rounding += (len(products[0]) + 4) * UNIT  # of the sums over s; those over t are exact
         exact = products.sum(2).sum(1, dtype=torch.float64)
         norms = (exact.clamp_min_(0) + 1.01 * rounding * spread + lost).float()
-        return norms, spread * 1.01
+        return norms.numpy(), (spread * 1.01).numpy()
 
-    def blanked(self, keep: Tensor) -> Outer:
+    def blanked(self, keep: Bools) -> Outer:
         """Both factors are replaced, because 0 times NaN is NaN."""
         return Outer(self.parameters, _blanked(self.a, keep), _blanked(self.g, keep))
 
-    @np.errstate(over="ignore", invalid="ignore")
-    def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
+    def add_sum(self, weights: F32, outs: Sequence[F64]) -> None:
         """See `dpsgd.products`."""
-        inputs, outputs = self.a.shape[-1], self.g.shape[-1]
-        by_row = weights if self.positions == 1 else weights.repeat_interleave(self.positions)
+        a, g = self.a, self.g
+        if a.dim() == 3:
+            a, g = a.flatten(0, 1), g.flatten(0, 1)
+            weights = weights.repeat(self.positions)
         PRODUCTS.add(
-            self.a.reshape(-1, inputs).numpy(),
-            self.g.reshape(-1, outputs).numpy(),
-            by_row.numpy(),
-            outs[0].view(outputs, inputs).numpy(),
-            outs[1].numpy() if self.has_bias else None,
+            a.numpy(),
+            g.numpy(),
+            weights,
+            outs[0].reshape(g.shape[1], a.shape[1]),
+            outs[1] if self.has_bias else None,
             block_rows(self.positions),
         )
 
@@ -164,7 +169,7 @@ class Each(Term):
         self.parameters = parameters
         self.gradients = [gradient.flatten(1) for gradient in gradients]
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
+    def bounds(self) -> tuple[F32, F32]:
         """Squares are added in float32 in short pieces, and these in float64."""
         norms = torch.zeros(len(self.gradients[0]), dtype=torch.float64)
         for gradient in self.gradients:
@@ -175,23 +180,24 @@ class Each(Term):
                 norms += lengths.square_().sum(1, dtype=torch.float64)
             if whole < gradient.shape[1]:
                 norms += torch.linalg.vector_norm(gradient[:, whole:], dim=1).square_()
-        norms = (norms * (1 + (PIECE + 16) * UNIT)).float()
-        return norms, norms
+        found = (norms * (1 + (PIECE + 16) * UNIT)).float().numpy()
+        return found, found
 
     def built(self) -> Each:
         """Itself."""
         return self
 
-    def blanked(self, keep: Tensor) -> Each:
+    def blanked(self, keep: Bools) -> Each:
         """See Term."""
         return Each(self.parameters, [_blanked(gradient, keep) for gradient in self.gradients])
 
-    def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
+    def add_sum(self, weights: F32, outs: Sequence[F64]) -> None:
         """Blocks of rows in float32, their sum in float64."""
         for gradient, out in zip(self.gradients, outs, strict=True):
+            values = gradient.numpy()
             for rows in range(0, len(weights), BLOCK_ROWS):
                 block = slice(rows, rows + BLOCK_ROWS)
-                out += weights[block] @ gradient[block]
+                out += weights[block] @ values[block]
 
 
 class Lookup(Term):
@@ -200,24 +206,24 @@ class Lookup(Term):
     def __init__(self, parameters: tuple[Tensor, ...], ids: Tensor, g: Tensor) -> None:
         self.parameters, self.ids, self.g = parameters, ids, g
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
+    def bounds(self) -> tuple[F32, F32]:
         """Positions with the same row count together; what is summed, is in float64."""
         same = self.ids[:, :, None] == self.ids[:, None, :]
         products = torch.bmm(self.g, self.g.transpose(1, 2)) * same
         lengths = torch.linalg.vector_norm(self.g, dim=2)
         slack = (lengths[:, :, None] * lengths[:, None, :] * same).sum((1, 2))
         exact = products.sum((1, 2), dtype=torch.float64).clamp_min_(0)
-        norms = (exact + (self.g.shape[2] + 20) * UNIT * slack).float()
+        norms = (exact + (self.g.shape[2] + 20) * UNIT * slack).float().numpy()
         return norms, norms
 
-    def blanked(self, keep: Tensor) -> Lookup:
+    def blanked(self, keep: Bools) -> Lookup:
         """See Term."""
         return Lookup(self.parameters, self.ids, _blanked(self.g, keep))
 
-    def add_sum(self, weights: Tensor, outs: Sequence[Tensor]) -> None:
+    def add_sum(self, weights: F32, outs: Sequence[F64]) -> None:
         """In float64."""
-        g = self.g.double() * weights.double()[:, None, None]
-        out = outs[0].view(self.parameters[0].shape)
+        g = self.g.double() * torch.from_numpy(weights).double()[:, None, None]
+        out = torch.from_numpy(outs[0]).view(self.parameters[0].shape)
         out.index_add_(0, self.ids.reshape(-1), g.reshape(-1, g.shape[2]))
 
     def built(self) -> Each:
@@ -288,9 +294,5 @@ def rows_first(value: Tensor) -> Tensor:
     return value if value.dim() == 2 else value.reshape(len(value), -1, value.shape[-1])
 
 
-def _beside(weights: Tensor, value: Tensor) -> Tensor:
-    return weights.view(-1, *[1] * (value.dim() - 1))
-
-
-def _blanked(value: Tensor, keep: Tensor) -> Tensor:
-    return torch.where(_beside(keep, value), value, 0)
+def _blanked(value: Tensor, keep: Bools) -> Tensor:
+    return torch.where(torch.from_numpy(keep).view(-1, *[1] * (value.dim() - 1)), value, 0)

@@ -503,16 +503,16 @@ def absorbing(kind: str) -> terms.Term:
 def moved(kind: str) -> float:
     """How far blanking one of them moves the sum, in units of its norm."""
     term = absorbing(kind)
-    keep = torch.ones(2**18, dtype=torch.bool)
+    keep = np.ones(2**18, np.bool_)
     with torch.no_grad():
-        term.add_sum(keep.float(), [whole := torch.zeros(10, dtype=torch.float64)])
+        term.add_sum(keep.astype(np.float32), [whole := np.zeros(10)])
         worst = 0.0
         for row in range(0, 2**18, 2**15):
             keep[row] = False
-            term.blanked(keep).add_sum(keep.float(), [out := torch.zeros(10, dtype=torch.float64)])
+            term.blanked(keep).add_sum(keep.astype(np.float32), [out := np.zeros(10)])
             keep[row] = True
-            norm = float(term.bounds()[0][row].sqrt())
-            worst = max(worst, float((whole - out).norm()) / norm)
+            norm = math.sqrt(term.bounds()[0][row])
+            worst = max(worst, float(np.linalg.norm(whole - out)) / norm)
     return worst
 
 

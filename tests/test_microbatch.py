@@ -113,7 +113,13 @@ def test_auto_takes_whole_blocks_of_what_a_quarter_of_the_memory_holds(
 ) -> None:
     engine: Any = Small(1, MemoryError())
     engine.bytes_per_example = per_row = 777
-    for ranks, rows, expected in ((1, 2000, 1024), (1, 5000, 4096), (2, 4200, 2048), (1, 100, 100), (1, 0, 1)):
+    for ranks, rows, expected in (
+        (1, 2000, 1024),
+        (1, 5000, 4096),
+        (2, 4200, 2048),
+        (1, 100, 100),
+        (1, 0, 1),
+    ):
         monkeypatch.setattr(microbatch, "free_bytes", lambda rows=rows: 4 * per_row * rows + 3)
         monkeypatch.setattr(microbatch, "ranks_on_this_node", lambda ranks=ranks: ranks)
         assert fitting(engine) == expected

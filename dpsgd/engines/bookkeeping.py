@@ -31,9 +31,8 @@ from dpsgd.flat_module import PROBES, TOLERANCE, FlatModule
 from dpsgd.models import Model
 from dpsgd.products import RHO, UNIT
 from dpsgd.recorder import Recorder
-from dpsgd.terms import FLOOR, MAX_SPREAD, Term, combined
+from dpsgd.terms import FLOOR, HUGE_NORM_SQUARED, MAX_SPREAD, Term, combined
 
-HUGE_NORM_SQUARED = 1e24
 CHECK_NORM = 1e-6  # so small that every example is clipped
 CHECK_TOLERANCE = 0.02
 COPIES = 3  # of what autograd keeps: with gradients, and what is made of both
@@ -91,18 +90,24 @@ class Bookkeeping:
         if len(labels):
             terms, weights, _ = self.norms(params, features, labels, out)
         of = {id(parameter): term for term in terms for parameter in term.parameters}
-        sums = torch.from_numpy(out)
         for part, keys in self._backwards:
             for key in keys:
                 if key in of:
-                    self._add(of.pop(key), weights, sums, of)
+                    self._add(of[key], weights, out, of)
             yield part
 
-    @torch.no_grad()
-    def _add(self, term: Term, weights: Tensor, sums: Tensor, others: dict[int, Term]) -> None:
-        term.add_sum(weights, [sums[self._places[id(one)]] for one in term.parameters])
-        for parameter in term.parameters:
-            others.pop(id(parameter), None)
+    @np.errstate(over="ignore", invalid="ignore")  # of a plain run that diverged
+    def _add(
+        self,
+        term: Term,
+        weights: NDArray[np.float32],
+        out: NDArray[np.float64],
+        others: dict[int, Term],
+    ) -> None:
+        keys = [id(parameter) for parameter in term.parameters]
+        term.add_sum(weights, [out[self._places[key]] for key in keys])
+        for key in keys:
+            others.pop(key, None)
 
     def _layers(self) -> list[tuple[slice, list[int]]]:
         """Neighbouring parameters of one module: where they are, and their ids."""
@@ -129,7 +134,7 @@ class Bookkeeping:
         labels: NDArray[np.float32],
         out: NDArray[np.float64],
         keep_graph: bool = False,
-    ) -> tuple[list[Term], Tensor, Tensor]:
+    ) -> tuple[list[Term], NDArray[np.float32], Tensor]:
         """The terms of the gradients, and of every example its clipping factor and loss [batch].
 
         Examples that float32 cannot measure are added to `out` already, and have factor 0.
@@ -142,15 +147,16 @@ class Bookkeeping:
         terms, weights = self._clipped(terms, params, features, labels, out)
         return terms, weights, losses
 
-    def sums(self, terms: list[Term], weights: Tensor) -> NDArray[np.float64]:
+    def sums(self, terms: list[Term], weights: NDArray[np.float32]) -> NDArray[np.float64]:
         """What `stages` adds to the vector, all at once [num_params]."""
         found = np.zeros(self.module.tensors[-1].place.stop)
         others = {id(parameter): term for term in terms for parameter in term.parameters}
         for term in terms:
-            self._add(term, weights, torch.from_numpy(found), others)
+            self._add(term, weights, found, others)
         return found
 
     @torch.no_grad()
+    @np.errstate(over="ignore", invalid="ignore")
     def _clipped(
         self,
         terms: list[Term],
@@ -158,24 +164,31 @@ class Bookkeeping:
         features: NDArray[Any],
         labels: NDArray[np.float32],
         out: NDArray[np.float64],
-    ) -> tuple[list[Term], Tensor]:
+    ) -> tuple[list[Term], NDArray[np.float32]]:
         bounds = [term.bounds() for term in terms]
-        norms = sum((norm for norm, _ in bounds), torch.full((len(labels),), FLOOR))
-        spread = norms
+        norms = np.full(len(labels), FLOOR, np.float32)
+        for norm, _ in bounds:
+            norms += norm
+        ordinary = norms <= HUGE_NORM_SQUARED
         if any(norm is not spread for norm, spread in bounds):
-            spread = sum((spread for _, spread in bounds), torch.zeros(len(labels)))
-        ordinary = (norms <= HUGE_NORM_SQUARED) & (spread <= MAX_SPREAD**2 * norms)
-        if not ordinary.all():
-            rest = (~ordinary).numpy()
+            spreads = np.add.reduce([spread for _, spread in bounds])
+            ordinary &= spreads <= MAX_SPREAD**2 * norms
+        all_are = bool(ordinary.all())
+        if not all_are:
+            rest = ~ordinary
             self._reference.add_sum(params, features[rest], labels[rest], out)
             terms = [term.blanked(ordinary) for term in terms]
-            norms = torch.where(ordinary, norms, 0)
+            norms[rest] = 0
         if math.isinf(self.max_grad_norm):
-            return terms, ordinary.float()
+            return terms, ordinary.astype(np.float32)
         rounding = (len(bounds) + 8) * UNIT  # of sums and roots
-        shrunk = self.max_grad_norm * (1 - rounding)
-        weights = shrunk / norms.sqrt().clamp_min(shrunk)
-        return terms, torch.where(ordinary, weights, 0)
+        shrunk = np.float32(self.max_grad_norm * (1 - rounding))
+        np.sqrt(norms, out=norms)
+        np.maximum(norms, shrunk, out=norms)
+        weights = np.divide(shrunk, norms, out=norms)
+        if not all_are:
+            weights[rest] = 0
+        return terms, weights
 
     def check(self, model: Model) -> None:
         """Try a few random examples: together against one by one, and against plain autograd."""
@@ -235,8 +248,8 @@ class Bookkeeping:
         out = np.zeros(model.num_params)
         together = self.norms(params, batch, labels, out)[1]
         rows = [slice(row, row + 1) for row in range(PROBES)]
-        alone = torch.cat([self.norms(params, batch[r], labels[r], out)[1] for r in rows])
-        if not torch.allclose(together, alone, rtol=CHECK_TOLERANCE, atol=0):
+        alone = np.concatenate([self.norms(params, batch[r], labels[r], out)[1] for r in rows])
+        if not np.allclose(together, alone, rtol=CHECK_TOLERANCE, atol=0):
             raise ConfigError(
                 f"model {model.name} is refused: what a layer sees in one row is not from one "
                 f"example; the batch must be the first dimension everywhere, in the order of the "

@@ -131,10 +131,9 @@ class TwoPass:
             return None, 0.0
         expected = self._first.sums(terms, weights)
         if not kept.all():  # 0 times NaN is NaN
-            rows = kept.numpy()
             module, weights = self.module, weights[kept]
-            losses = module.losses(module.inputs(features[rows]), module.labels(labels[rows]))
-        loss = (losses * weights).sum()
+            losses = module.losses(module.inputs(features[kept]), module.labels(labels[kept]))
+        loss = (losses * torch.from_numpy(weights)).sum()
         parts = torch.autograd.grad(
             loss, self.module.parameters, retain_graph=self._wrapped is not None,
             allow_unused=True, materialize_grads=True,

@@ -21,9 +21,7 @@ from dpsgd.engines.loop import Loop
 from dpsgd.flat_module import FlatModule
 from dpsgd.models import Model
 from dpsgd.products import BLOCK_ROWS, RHO, UNIT
-from dpsgd.terms import FLOOR, Each
-
-HUGE_NORM_SQUARED = 1e24
+from dpsgd.terms import FLOOR, HUGE_NORM_SQUARED, Each
 
 
 def build(model: Model, max_grad_norm: float) -> Vmap:
@@ -62,7 +60,7 @@ class Vmap:
         """Write the clipped sum of the batch to `out` [num_params]."""
         out[:] = 0
         self._module.load(params)
-        sums = [torch.from_numpy(out)[tensor.place] for tensor in self._module.tensors]
+        sums = [out[tensor.place] for tensor in self._module.tensors]
         for first in range(0, len(labels), BLOCK_ROWS):
             block = slice(first, first + BLOCK_ROWS)
             self._add(params, features[block], labels[block], sums, out)
@@ -72,7 +70,7 @@ class Vmap:
         params: NDArray[np.float32],
         features: NDArray[Any],
         labels: NDArray[np.float32],
-        sums: list[torch.Tensor],
+        sums: list[NDArray[np.float64]],
         out: NDArray[np.float64],
     ) -> None:
         named = {name: p.detach() for name, p in self._named.items()}
@@ -81,13 +79,17 @@ class Vmap:
                 named, self._module.inputs(features), self._module.labels(labels)
             )
         term = Each(tuple(self._named.values()), [found[name].detach() for name in self._named])
-        norms = term.bounds()[0] + FLOOR
+        norms = term.bounds()[0] + np.float32(FLOOR)
         ordinary = norms <= HUGE_NORM_SQUARED
         if not ordinary.all():
-            rest = (~ordinary).numpy()
+            rest = ~ordinary
             self._reference.add_sum(params, features[rest], labels[rest], out)
-            term, norms = term.blanked(ordinary), torch.where(ordinary, norms, 0)
-        weights = torch.ones_like(norms)
+            term = term.blanked(ordinary)
+            norms[rest] = 0
+        weights = np.ones_like(norms)
         if not math.isinf(self._max_grad_norm):
-            weights = self._shrunk / norms.sqrt().clamp_min(self._shrunk)
-        term.add_sum(torch.where(ordinary, weights, 0), sums)
+            weights = np.float32(self._shrunk) / np.maximum(
+                np.sqrt(norms), np.float32(self._shrunk)
+            )
+        with np.errstate(over="ignore", invalid="ignore"):  # of a plain run that diverged
+            term.add_sum(np.where(ordinary, weights, np.float32(0)), sums)

@@ -13,10 +13,12 @@ the sum of gradients times weights to float64 vectors. For Outer the gradients a
 "Large language models can be strong differentially private learners", 2022, section 4.1, for
 several.) With several positions terms of both signs add up, and where they cancel, rounding is all
 that is left. It is bounded by the *spread* S = sum over t of |a_t| |g_t|: the sum of products is
-off by at most (num_terms) 2^-24 S^2. Examples with S > MAX_SPREAD times their norm are left to the
-reference engine; for the rest float32 sums over blocks of R rows, T of them an example, are off by
-R (2 R / T + 3) 2^-24 MAX_SPREAD C in the blocks that one example reaches into, which touch so many
-examples, and likewise those over groups of blocks; R is chosen so that both are below RHO C / 2.
+off by at most (num_terms) 2^-24 S^2. Positions at right angles have S of sqrt(T) times the norm;
+up to M = max(16, 4 sqrt(T)) times the norm is allowed, and other examples are left to the reference
+engine. For the rest float32 sums over blocks of R rows, T of them an example, are off by R (2 R / T
++ 3) 2^-24 M C in the blocks that one example reaches into, which touch so many examples, and
+likewise those over groups of blocks; R is chosen so that both are below RHO C / 2. With several
+layers the sum of all (S / M)^2 is compared with the square of the norm, as their errors add up.
 What underflows in a square or in a product is at most 2^-126 each, which is added to the norms too.
 
 Outer with few parameters and many positions (P <= 2 T^2, as in convolutions) is cheaper built, and
@@ -26,6 +28,7 @@ networks with differential privacy", 2022, section 4).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import reduce
@@ -37,10 +40,9 @@ from torch import Tensor
 
 from dpsgd.products import BLOCK_ROWS, GROUP, LEVELS, RHO, TINY, UNIT, Products, squares
 
-MAX_SPREAD = 32.0
 HUGE_NORM_SQUARED = 1e24
 FLOOR = 2.0**-90  # added to the sum of all norm^2: more than 2^36 underflows
-PIECE = 32  # of a row of which squares are added in float32
+PIECE = 64  # of a row of which squares are added in float32
 PRODUCTS = Products()
 
 F32 = NDArray[np.float32]
@@ -54,10 +56,10 @@ class Term(ABC):
     parameters: tuple[Tensor, ...]
 
     @abstractmethod
-    def bounds(self) -> tuple[F32, F32]:
-        """Upper bounds of norm^2 and of spread^2 for each example [batch].
+    def bounds(self) -> tuple[F32, F32 | None]:
+        """Upper bounds of norm^2 and of (S / M)^2 for each example [batch].
 
-        Where nothing can cancel in a float32 sum, the spread is the norm.
+        None where nothing can cancel in a float32 sum.
         """
 
     @abstractmethod
@@ -84,34 +86,34 @@ class Outer(Term):
         self.has_bias = len(parameters) == 2
         self.positions = 1 if a.dim() == 2 else a.shape[1]
 
-    def bounds(self) -> tuple[F32, F32]:
+    def bounds(self) -> tuple[F32, F32 | None]:
         """See the module."""
-        a, g = self.a, self.g
-        rounding = (a.shape[-1] + g.shape[-1] + 16) * UNIT
-        if a.dim() == 2:
-            squared = squares(a.numpy())
-            squared += a.shape[-1] * TINY + self.has_bias
-            others = squares(g.numpy())
-            others += g.shape[-1] * TINY
-            squared *= others
-            squared *= 1 + rounding
-            return squared, squared
-        a_squared = torch.linalg.vector_norm(a, dim=-1).square_()
-        g_squared = torch.linalg.vector_norm(g, dim=-1).square_()
-        a_squared += a.shape[-1] * TINY + self.has_bias
-        g_squared += g.shape[-1] * TINY
-        a_length, g_length = a_squared.sqrt().sum(1), g_squared.sqrt().sum(1)
-        lost = a_length.square_().mul_(g.shape[-1] * TINY)
-        lost += g_length.square_().mul_(a.shape[-1] * TINY)
-        spread = a_squared.mul_(g_squared).sqrt_().sum(1).square_()
-        products = torch.bmm(a, a.transpose(1, 2))
+        inputs, outputs = self.a.shape[-1], self.g.shape[-1]
+        rounding = (inputs + outputs + 16) * UNIT
+        if self.a.dim() == 2:
+            norms = squares(self.a.numpy())
+            norms += inputs * TINY + self.has_bias
+            others = squares(self.g.numpy())
+            others += outputs * TINY
+            norms *= others
+            norms *= 1 + rounding
+            return norms, None
+        self.a, self.g = self.a.contiguous(), self.g.contiguous()
+        a_products, a_squared = _gram(self.a.numpy())
+        g_products, g_squared = _gram(self.g.numpy())
+        a_squared += inputs * TINY + self.has_bias
+        g_squared += outputs * TINY
+        lost = np.sqrt(a_squared).sum(1) ** 2 * np.float32(outputs * TINY)
+        lost += np.sqrt(g_squared).sum(1) ** 2 * np.float32(inputs * TINY)
+        spread = np.sqrt(a_squared * g_squared).sum(1) ** 2
+        spread *= 1.01
         if self.has_bias:
-            products += 1
-        products *= torch.bmm(g, g.transpose(1, 2))
-        rounding += (len(products[0]) + 4) * UNIT  # of the sums over s; those over t are exact
-        exact = products.sum(2).sum(1, dtype=torch.float64)
-        norms = (exact.clamp_min_(0) + 1.01 * rounding * spread + lost).float()
-        return norms.numpy(), (spread * 1.01).numpy()
+            a_products += 1
+        rounding += (self.positions + 4) * UNIT  # of the sums over s; those over t are exact
+        exact = np.vecdot(a_products, g_products).sum(1, dtype=np.float64)
+        norms = (np.maximum(exact, 0) + rounding * spread + lost).astype(np.float32)
+        spread *= 1 / max_spread(self.positions) ** 2
+        return norms, spread
 
     def blanked(self, keep: Bools) -> Outer:
         """Both factors are replaced, because 0 times NaN is NaN."""
@@ -169,19 +171,19 @@ class Each(Term):
         self.parameters = parameters
         self.gradients = [gradient.flatten(1) for gradient in gradients]
 
-    def bounds(self) -> tuple[F32, F32]:
+    def bounds(self) -> tuple[F32, F32 | None]:
         """Squares are added in float32 in short pieces, and these in float64."""
-        norms = torch.zeros(len(self.gradients[0]), dtype=torch.float64)
+        norms = np.zeros(len(self.gradients[0]))
         for gradient in self.gradients:
-            whole = gradient.shape[1] // PIECE * PIECE
+            values = gradient.numpy()
+            whole = values.shape[1] // PIECE * PIECE
             if whole:
-                pieces = gradient[:, :whole].reshape(len(gradient), -1, PIECE)
-                lengths = torch.linalg.vector_norm(pieces, dim=2)
-                norms += lengths.square_().sum(1, dtype=torch.float64)
-            if whole < gradient.shape[1]:
-                norms += torch.linalg.vector_norm(gradient[:, whole:], dim=1).square_()
-        found = (norms * (1 + (PIECE + 16) * UNIT)).float().numpy()
-        return found, found
+                pieces = values[:, :whole].reshape(len(values), -1, PIECE)
+                norms += np.vecdot(pieces, pieces).sum(1, dtype=np.float64)
+            if whole < values.shape[1]:
+                norms += squares(values[:, whole:])
+        norms *= 1 + (PIECE + 16) * UNIT
+        return norms.astype(np.float32), None
 
     def built(self) -> Each:
         """Itself."""
@@ -206,15 +208,17 @@ class Lookup(Term):
     def __init__(self, parameters: tuple[Tensor, ...], ids: Tensor, g: Tensor) -> None:
         self.parameters, self.ids, self.g = parameters, ids, g
 
-    def bounds(self) -> tuple[F32, F32]:
+    def bounds(self) -> tuple[F32, F32 | None]:
         """Positions with the same row count together; what is summed, is in float64."""
-        same = self.ids[:, :, None] == self.ids[:, None, :]
-        products = torch.bmm(self.g, self.g.transpose(1, 2)) * same
-        lengths = torch.linalg.vector_norm(self.g, dim=2)
-        slack = (lengths[:, :, None] * lengths[:, None, :] * same).sum((1, 2))
-        exact = products.sum((1, 2), dtype=torch.float64).clamp_min_(0)
-        norms = (exact + (self.g.shape[2] + 20) * UNIT * slack).float().numpy()
-        return norms, norms
+        ids = self.ids.numpy()
+        same = ids[:, :, None] == ids[:, None, :]
+        products, squared = _gram(self.g.contiguous().numpy())
+        products *= same
+        lengths = np.sqrt(squared)
+        slack = np.vecdot(np.vecdot(same, lengths[:, None, :]), lengths)
+        exact = np.maximum(products.sum((1, 2), dtype=np.float64), 0)
+        norms = exact + (self.g.shape[2] + 20) * UNIT * slack
+        return norms.astype(np.float32), None
 
     def blanked(self, keep: Bools) -> Lookup:
         """See Term."""
@@ -276,17 +280,31 @@ def _added(terms: Sequence[Each]) -> Each:
     return Each(tuple(parameters), gradients)
 
 
+def max_spread(positions: int) -> float:
+    """M of the module."""
+    return max(16.0, 4 * math.sqrt(positions))
+
+
 def block_rows(positions: int) -> int:
-    """Rows of one float32 sum, for so many positions an example: see the module."""
+    """R of the module: rows of one float32 sum, for so many positions an example."""
     if positions == 1:
         return BLOCK_ROWS
-    rows = BLOCK_ROWS
-    while rows > 1:
-        in_blocks, in_groups = (2 * n / positions + 3 for n in (rows, GROUP * rows))
-        if 2 * (rows * in_blocks + LEVELS * in_groups) * UNIT * MAX_SPREAD <= RHO:
-            break
-        rows //= 2
-    return rows
+    candidates: list[int] = [*range(BLOCK_ROWS, 0, -8), 4, 2]
+    for rows in candidates:
+        in_block, in_group = (2 * n / positions + 3 for n in (rows, GROUP * rows))
+        error = (rows * in_block + LEVELS * in_group) * UNIT * max_spread(positions)
+        if 2 * error <= RHO:
+            return rows
+    return 1
+
+
+def _gram(rows: F32) -> tuple[F32, F32]:
+    """All products of the rows of every example [batch, T, T], and their squared norms [batch, T].
+
+    Shape of rows: [batch, T, width].
+    """
+    products = np.matmul(rows, rows.transpose(0, 2, 1))
+    return products, np.diagonal(products, axis1=1, axis2=2).copy()
 
 
 def rows_first(value: Tensor) -> Tensor:

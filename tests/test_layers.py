@@ -458,7 +458,7 @@ def test_either_rule_is_enough_for_sequences_and_without_both_they_contribute_mo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inputs = sequences_that_cancel(1)
-    monkeypatch.setattr("dpsgd.engines.bookkeeping.MAX_SPREAD", 1e15)
+    monkeypatch.setattr("dpsgd.terms.max_spread", lambda positions: 1e15)
     assert worst_contribution("bookkeeping", NEARLY_EQUAL, inputs, 0.5) <= 1
     monkeypatch.setattr("dpsgd.terms.UNIT", 0)
     assert worst_contribution("bookkeeping", NEARLY_EQUAL, inputs, 0.5) > 1.1
@@ -532,7 +532,7 @@ def test_blocks_of_positions_keep_the_rounding_of_one_example_within_rho(positio
         block, group = (
             examples_beside(start, positions, size) for size in (rows, terms.GROUP * rows)
         )
-        rounding = (rows * block + terms.LEVELS * group) * terms.UNIT * terms.MAX_SPREAD
+        rounding = (rows * block + terms.LEVELS * group) * terms.UNIT * terms.max_spread(positions)
         assert 2 * rounding <= terms.RHO
 
 

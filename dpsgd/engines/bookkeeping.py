@@ -31,7 +31,7 @@ from dpsgd.flat_module import PROBES, TOLERANCE, FlatModule
 from dpsgd.models import Model
 from dpsgd.products import RHO, UNIT
 from dpsgd.recorder import Recorder
-from dpsgd.terms import FLOOR, HUGE_NORM_SQUARED, MAX_SPREAD, Term, combined
+from dpsgd.terms import FLOOR, HUGE_NORM_SQUARED, Term, combined
 
 CHECK_NORM = 1e-6  # so small that every example is clipped
 CHECK_TOLERANCE = 0.02
@@ -170,9 +170,9 @@ class Bookkeeping:
         for norm, _ in bounds:
             norms += norm
         ordinary = norms <= HUGE_NORM_SQUARED
-        if any(norm is not spread for norm, spread in bounds):
-            spreads = np.add.reduce([spread for _, spread in bounds])
-            ordinary &= spreads <= MAX_SPREAD**2 * norms
+        spreads = [spread for _, spread in bounds if spread is not None]
+        if spreads:
+            ordinary &= np.add.reduce(spreads) <= norms
         all_are = bool(ordinary.all())
         if not all_are:
             rest = ~ordinary

@@ -79,7 +79,8 @@ class Vmap:
                 named, self._module.inputs(features), self._module.labels(labels)
             )
         term = Each(tuple(self._named.values()), [found[name].detach() for name in self._named])
-        norms = term.bounds()[0] + np.float32(FLOOR)
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = term.bounds()[0] + np.float32(FLOOR)
         ordinary = norms <= HUGE_NORM_SQUARED
         if not ordinary.all():
             rest = ~ordinary

@@ -13,6 +13,7 @@
         products      sums of outer products        layers/     per-example gradients of layers
         flat_module   a module on a flat buffer     recorder    what layers see
         terms         norms and sums of a layer
+        allocator     freed memory is kept
     models        logistic, mlp                     networks    cnn, transformer: torch modules
     optimizers    SGD, momentum, Adam, averaging    metrics     exact test metrics
     run_folder    what a run leaves behind          show        what people see

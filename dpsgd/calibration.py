@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from dpsgd.accounting import COARSEST_INTERVAL, Steps, bound, delta_left, rdp_epsilon
+from dpsgd.accounting import COARSEST_INTERVAL, FEW_ORDERS, Steps, bound, delta_left, rdp_epsilon
 from dpsgd.errors import PrivacyError
 
 MIN_NOISE_MULTIPLIER = 1e-3
@@ -31,7 +31,7 @@ def calibrate(
         return bound([_steps(sample_rate, sigma, count)], left, interval)
 
     def by_rdp(sigma: float) -> float:
-        return rdp_epsilon([_steps(sample_rate, sigma, count)], left)
+        return rdp_epsilon([_steps(sample_rate, sigma, count)], left, FEW_ORDERS)
 
     def coarse(sigma: float) -> float:
         return reached(sigma, min(16 * interval, COARSEST_INTERVAL))[0]

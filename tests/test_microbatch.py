@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,3 +158,28 @@ def test_a_training_without_enough_memory_goes_on_and_is_charged_once(
     *_, last = ledger.read_text().splitlines()
     assert ledger.read_text().count('"reserve"') == 2, "one of each run"
     assert '"events": 3' in last
+
+
+FAULTS = """
+import resource
+import numpy as np
+from dpsgd.allocator import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [np.ones(2**20) for _ in range(16)]  # 8 MiB each
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+default = [faults() for _ in range(4)]
+keep_freed_memory()
+kept = [faults() for _ in range(4)]
+print(min(default), min(kept))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of another library")
+def test_freed_memory_is_kept() -> None:
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True,
+                          check=True, env=clean_environment())  # fmt: skip
+    default, kept = map(int, done.stdout.split())
+    assert default > 100 > kept

@@ -244,22 +244,30 @@ def combined(terms: Sequence[Term]) -> list[Term]:
     Norms of different parameters add up in squares, those of one parameter used twice do not: its
     gradients are added first.
     """
-    settled: list[Term] = []
+    keys = [id(p) for term in terms for p in term.parameters]
+    apart = [[term] for term in terms]
+    groups = apart if len(set(keys)) == len(keys) else _with_a_parameter_in_common(terms)
+    found = [_one_call(group) for group in groups]
+    return [one.settled() if isinstance(one, Outer) else one for one in found]
+
+
+def _with_a_parameter_in_common(terms: Sequence[Term]) -> list[list[Term]]:
     groups: list[list[Term]] = []
     for term in terms:
         ids = {id(p) for p in term.parameters}
         mine = [g for g in groups if any(ids & {id(p) for p in t.parameters} for t in g)]
         groups = [g for g in groups if g not in mine] + [[t for g in mine for t in g] + [term]]
-    for group in groups:
-        if len(group) > 1:
-            outers = [t for t in group if isinstance(t, Outer)]
-            if all(_same(t.parameters, group[0].parameters) for t in outers) and outers == group:
-                group = [reduce(Outer.joined, outers)]
-            else:
-                group = [_added([term.built() for term in group])]
-        (one,) = group
-        settled.append(one.settled() if isinstance(one, Outer) else one)
-    return settled
+    return groups
+
+
+def _one_call(group: list[Term]) -> Term:
+    """All of a group as one term."""
+    if len(group) == 1:
+        return group[0]
+    outers = [term for term in group if isinstance(term, Outer)]
+    if outers == group and all(_same(t.parameters, group[0].parameters) for t in outers):
+        return reduce(Outer.joined, outers)
+    return _added([term.built() for term in group])
 
 
 def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:

@@ -35,7 +35,7 @@ from dpsgd.errors import ConfigError
 from dpsgd.models import Dense, Model
 from dpsgd.products import RHO, TINY, UNIT, Products, even_blocks
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 2048
 HUGE_NORM = 1e12
 VECTORS = 5  # with a number for each column
 

@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.modules.dropout import _DropoutNd
 
-from dpsgd.allocator import keep_freed_memory
 from dpsgd.errors import ConfigError
 from dpsgd.models import Model
 
@@ -34,7 +33,6 @@ class FlatModule:
 
     def __init__(self, model: Model, dtype: torch.dtype = torch.float32) -> None:
         _refuse_low_precision()
-        keep_freed_memory()
         self.module = model.module().to(dtype).train()
         self.call: Callable[..., torch.Tensor] = self.module
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]

@@ -62,10 +62,13 @@ class Products:
                     rows = slice(start, end)
                     self._add_rows(a[rows], g[rows], weights[rows], out, bias, length)
 
-    def add_blocks(self, g: Floats, a: Floats, out: F64, bias: F64 | None = None) -> None:
+    def add_blocks(
+        self, g: Floats, a: Floats, out: F64, bias: F64 | None = None, *, anew: bool = False
+    ) -> None:
         """out += sum over the blocks of g a; with `bias` the last column is for that.
 
-        Shapes: g [blocks, outputs, rows], a [blocks, rows, inputs], out [outputs, inputs].
+        Shapes: g [blocks, outputs, rows], a [blocks, rows, inputs], out [outputs, inputs]. With
+        `anew` what was in `out` and `bias` before is forgotten.
         """
         outputs, inputs = g.shape[1], a.shape[2]
         for first in range(0, len(g), GROUP):
@@ -77,11 +80,17 @@ class Products:
                 half = blocks // 2
                 sums[:half] += sums[blocks - half : blocks]
                 blocks -= half
-            if bias is None:
-                out += sums[0]
+            total = sums[0] if bias is None else sums[0, :, :-1]
+            if anew and first == 0:
+                np.copyto(out, total)
             else:
-                out += sums[0, :, :-1]
-                bias += sums[0, :, -1]
+                out += total
+            if bias is not None:
+                total = sums[0, :, -1]
+                if anew and first == 0:
+                    np.copyto(bias, total)
+                else:
+                    bias += total
 
     def _add_rows(
         self, a: F32, g: F32, weights: F32, out: F64, bias: F64 | None, length: int

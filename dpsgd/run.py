@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from collectives.guard import WorldError, crash, interrupted, start
 from dpsgd import options
+from dpsgd.allocator import keep_freed_memory
 from dpsgd.arguments import Asked, check_json, parse, write_json
 from dpsgd.config import Config
 from dpsgd.errors import CRASHED, INTERRUPTED, LaunchError, UserError
@@ -92,6 +93,7 @@ def _train(asked: Asked, comm: MPI.Intracomm, threads: int, started: float) -> i
 
     if comm.rank == 0:
         from dpsgd.show import Show
+    keep_freed_memory()
     config, json_to = asked.config, asked.json_to
     needed = (asked.file, config.data, config.ledger_of(config.data), config.out)
     on_root(comm, UserError, lambda: check_json(json_to, *needed))

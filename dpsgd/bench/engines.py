@@ -8,8 +8,8 @@
 
 Ours do what the trainer does on one rank, with its own parts: the clipped sum in float64, drawn
 noise, the integer grid, the exchange (with nobody), the mean, our SGD. Only the sampling is left
-out, for all alike. The clipping bound is 1 and the noise multiplier 1. Where one of our engines for
-torch modules is compared, freed memory is kept (`dpsgd.allocator`), in this process, so for all.
+out, for all alike. The clipping bound is 1 and the noise multiplier 1. Peers run as their users
+have them, so this process does not keep freed memory (`dpsgd.allocator`), and ours do without.
 """
 
 from __future__ import annotations

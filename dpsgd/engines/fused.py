@@ -65,6 +65,7 @@ class Fused:
         shrunk = max_grad_norm * (1 - (widest + len(self._layers) + 16) * UNIT)
         self._pass = _Pass(model, shrunk, HUGE_NORM, np.float32)
         self._careful = _Pass(model, shrunk, sys.float_info.max, np.float64)
+        self._anew = True  # nothing has been added yet
 
     def clipped_sum(self, params: F32, features: F32, labels: F32, out: F64) -> None:
         """Write the clipped sum of the batch to `out` [num_params]."""
@@ -73,13 +74,16 @@ class Fused:
 
     def stages(self, params: F32, features: F32, labels: F32, out: F64) -> Iterator[slice]:
         """The same, a layer at a time, the last one first."""
-        out[:] = 0
+        self._anew = True
+        if not len(labels):
+            out[:] = 0
         self._pass.load(params)
         last = max(0, len(labels) - 1) // CHUNK_ROWS * CHUNK_ROWS
         for first in range(0, last, CHUNK_ROWS):
             rows = slice(first, first + CHUNK_ROWS)
             for _ in self._chunk(params, features[rows], labels[rows], out):
                 pass
+            self._anew = False
         yield from self._chunk(params, features[last:], labels[last:], out)
 
     def _chunk(self, params: F32, features: F32, labels: F32, out: F64) -> Iterator[slice]:
@@ -101,6 +105,9 @@ class Fused:
         unmeasured = self._pass.clip()
         if not len(unmeasured):
             return
+        if self._anew:
+            self._anew = False
+            out[:] = 0
         careful = self._careful
         careful.load(params)
         for row in unmeasured:
@@ -111,7 +118,8 @@ class Fused:
 
     def _add(self, done: _Pass, number: int, out: F64) -> None:
         layer = self._layers[number]
-        done.add_sum(number, out[layer.weight].reshape(layer.outputs, -1), out[layer.bias])
+        weight, bias = out[layer.weight].reshape(layer.outputs, -1), out[layer.bias]
+        done.add_sum(number, weight, bias, self._anew)
 
 
 class _Pass:
@@ -201,21 +209,24 @@ class _Pass:
         factors[self._rows :] = 0
         return unmeasured
 
-    def add_sum(self, number: int, out: F64, bias: F64) -> None:
-        """Add the clipped sum of a layer to `out` [outputs, inputs] and `bias` [outputs]; once."""
+    def add_sum(self, number: int, out: F64, bias: F64, anew: bool) -> None:
+        """Add the clipped sum of a layer to `out` [outputs, inputs] and `bias` [outputs]; once.
+
+        With `anew` write it there.
+        """
         if self._clips:  # nothing can overflow
-            self._add_sum(number, out, bias)
+            self._add_sum(number, out, bias, anew)
         else:
             with np.errstate(over="ignore", invalid="ignore"):  # of a run that diverged
-                self._add_sum(number, out, bias)
+                self._add_sum(number, out, bias, anew)
 
-    def _add_sum(self, number: int, out: F64, bias: F64) -> None:
+    def _add_sum(self, number: int, out: F64, bias: F64, anew: bool) -> None:
         now = self._now
         if number < len(now.jacobians):
             inputs, jacobians = now.inputs[number], now.jacobians[number]
             narrower = inputs if len(inputs) < len(jacobians) else jacobians
             narrower *= now.factors
-        self._products.add_blocks(*now.blocks[number], out, bias)
+        self._products.add_blocks(*now.blocks[number], out, bias, anew=anew)
 
     def _slopes(self, number: int) -> Floats:
         """The derivative of the activation of a hidden layer, from its value."""

@@ -38,7 +38,7 @@ MAX_PLD_POINTS = 2**22
 MAX_PLD_EPSILON = 50.0
 MAX_PLD_MECHANISMS = 8
 NEGLIGIBLE = 1e-4  # of delta
-FEW_ORDERS = (*range(2, 21), 24, 28, 32, 40, 48, 64, 96, 128, 256)
+FEW_ORDERS = (*range(2, 21), 24, 28, 32, 40, 48, 64, 96, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)

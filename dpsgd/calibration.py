@@ -10,6 +10,8 @@ from dpsgd.errors import PrivacyError
 
 MIN_NOISE_MULTIPLIER = 1e-3
 MAX_NOISE_MULTIPLIER = 1e5
+SLACK = 5e-4  # of epsilon that may be left over, and what its logarithm may be off
+MOST_SECANTS = 10
 
 
 def calibrate(
@@ -30,14 +32,14 @@ def calibrate(
     def reached(sigma: float, interval: float | None = None) -> tuple[float, float]:
         return bound([_steps(sample_rate, sigma, count)], left, interval)
 
-    def by_rdp(sigma: float) -> float:
-        return rdp_epsilon([_steps(sample_rate, sigma, count)], left, FEW_ORDERS)
-
     def coarse(sigma: float) -> float:
         return reached(sigma, min(16 * interval, COARSEST_INTERVAL))[0]
 
     def fine(sigma: float) -> float:
         return reached(sigma, interval)[0]
+
+    def by_rdp(sigma: float) -> float:
+        return rdp_epsilon([_steps(sample_rate, sigma, count)], left, FEW_ORDERS)
 
     try:
         high = _smallest(by_rdp, target, 1.0)  # where the quick bound is satisfied
@@ -50,26 +52,36 @@ def calibrate(
             f"{sample_rate:g} and {count} steps: noise_multiplier {high:g} still gives epsilon "
             f"{best:.3g}; ask for a larger epsilon, fewer steps or a smaller sample_rate"
         )
+    # at least the slope of much noise, where epsilon is as 1 / sigma
+    slope = min(-1.0, math.log(by_rdp(1.01 * high) / by_rdp(high)) / math.log(1.01))
+    near, slope = _by_secants(coarse, target, high, slope)
+    sigma, _ = _by_secants(fine, target, near, slope)
+    if fine(sigma) <= target:
+        return sigma
     try:
-        return _by_correction(coarse, fine, target, high)
+        return _smallest(fine, target, sigma)
     except PrivacyError:  # the intervals are too wide for an epsilon this small
         return high
 
 
-def _by_correction(
-    coarse: Callable[[float], float], fine: Callable[[float], float], target: float, high: float
-) -> float:
-    """Search `coarse`, which is quick, and correct by `fine`: their ratio changes slowly."""
-    sigma = _smallest(coarse, target, high)
-    for _ in range(4):
-        aim = target * coarse(sigma) / fine(sigma) * (1 - 2e-4)
-        better = _smallest(coarse, aim, high)
-        if fine(better) > target:
-            return _smallest(fine, target, sigma)
-        sigma = better
-        if fine(sigma) >= 0.9995 * target:
+def _by_secants(
+    reached: Callable[[float], float], target: float, sigma: float, slope: float
+) -> tuple[float, float]:
+    """From `sigma` to one that gives the target or up to SLACK less, if all goes well.
+
+    Newton's method in log sigma and log epsilon, which is nearly a straight line. Begins with a
+    slope, and gives the last one.
+    """
+    excess = math.log(reached(sigma) / target)
+    for _ in range(MOST_SECANTS):
+        if -SLACK <= excess <= 0 or not math.isfinite(excess):
             break
-    return sigma
+        step = (-SLACK / 2 - excess) / slope
+        sigma *= math.exp(step)
+        before, excess = excess, math.log(reached(sigma) / target)
+        if abs(step) > SLACK:  # else it is of the size of what epsilon is rounded to
+            slope = min((excess - before) / step, -SLACK)
+    return sigma, slope
 
 
 def _steps(sample_rate: float, sigma: float, count: int) -> Steps:

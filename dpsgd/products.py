@@ -53,14 +53,14 @@ class Products:
         Shapes: a [rows, inputs], g [rows, outputs], weights, which are the c, [rows], out [outputs,
         inputs], bias [outputs]. Only the narrower of a and g is multiplied by the weights.
         """
-        group = block_rows * GROUP
-        for first in range(0, len(weights), group):
-            last = min(len(weights), first + group)
-            whole = first + (last - first) // block_rows * block_rows
-            for start, end, length in ((first, whole, block_rows), (whole, last, last - whole)):
+        length = _without_rest(len(weights), block_rows)
+        for first in range(0, len(weights), length * GROUP):
+            last = min(len(weights), first + length * GROUP)
+            whole = first + (last - first) // length * length
+            for start, end, rows in ((first, whole, length), (whole, last, last - whole)):
                 if start < end:
-                    rows = slice(start, end)
-                    self._add_rows(a[rows], g[rows], weights[rows], out, bias, length)
+                    part = slice(start, end)
+                    self._add_rows(a[part], g[part], weights[part], out, bias, rows)
 
     def add_blocks(
         self, g: Floats, a: Floats, out: F64, bias: F64 | None = None, *, anew: bool = False
@@ -117,6 +117,15 @@ class Products:
         if found is None:
             found = self._scratch[shape] = np.empty(shape, self._dtype)
         return found
+
+
+def _without_rest(rows: int, at_most: int) -> int:
+    """A length of blocks that leaves no rest, if there is one up to a fifth shorter."""
+    fewest = -(-rows // at_most)
+    for blocks in range(fewest, fewest + fewest // 4 + 1):
+        if blocks and rows % blocks == 0:
+            return rows // blocks
+    return at_most
 
 
 def even_blocks(rows: int) -> tuple[int, int]:

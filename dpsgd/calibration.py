@@ -52,8 +52,9 @@ def calibrate(
             f"{sample_rate:g} and {count} steps: noise_multiplier {high:g} still gives epsilon "
             f"{best:.3g}; ask for a larger epsilon, fewer steps or a smaller sample_rate"
         )
-    # at least the slope of much noise, where epsilon is as 1 / sigma
-    slope = min(-1.0, math.log(by_rdp(1.01 * high) / by_rdp(high)) / math.log(1.01))
+    slope = -1.0  # of much noise, where epsilon is as 1 / sigma; with less it is steeper
+    if 0 < (ratio := by_rdp(1.01 * high) / by_rdp(high)) < 1:
+        slope = min(slope, math.log(ratio) / math.log(1.01))
     near, slope = _by_secants(coarse, target, high, slope)
     sigma, _ = _by_secants(fine, target, near, slope)
     if fine(sigma) <= target:
@@ -76,8 +77,8 @@ def _by_secants(
     for _ in range(MOST_SECANTS):
         if -SLACK <= excess <= 0 or not math.isfinite(excess):
             break
-        step = (-SLACK / 2 - excess) / slope
-        sigma *= math.exp(step)
+        step = max(-1.0, min(1.0, (-SLACK / 2 - excess) / slope))
+        sigma = max(MIN_NOISE_MULTIPLIER, min(MAX_NOISE_MULTIPLIER, sigma * math.exp(step)))
         before, excess = excess, math.log(reached(sigma) / target)
         if abs(step) > SLACK:  # else it is of the size of what epsilon is rounded to
             slope = min((excess - before) / step, -SLACK)

@@ -92,7 +92,7 @@ def make_ddp_exchange(
     if started:
         init_process_group(comm)
     buckets = Buckets()
-    wrapped = DistributedDataParallel(engine.module.module, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(engine.module.module, forward_sync_buffers=False)
     wrapped.register_comm_hook(buckets, bucket_is_full)
     places = engine.wrap(wrapped)
     for _ in range(2):

@@ -3,8 +3,9 @@
 A batch is drawn, and charged, as a whole; only the forward and backward passes see pieces of it.
 `auto` takes what a quarter of the free memory holds. Where memory runs out all the same, the pieces
 are halved and the sum of the same batch is begun again; nothing was released or charged meanwhile.
-Pieces are whole groups of the rows that engines sum, so that halving does not move the bounds of a
-group, unless there is no memory for one.
+How a batch is cut, and rounded, depends on numbers of rows and on memory alone, which are those of
+every neighbouring batch. Pieces are a power of two times the rows that engines sum in float32, as
+far as there is memory, so that none is summed in scraps.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AUTO = "auto"
-ROWS_OF_A_GROUP = BLOCK_ROWS * GROUP  # engines sum rows in such groups: whole ones are not cut
+ROWS_OF_A_GROUP = BLOCK_ROWS * GROUP  # the most that engines sum in float32
 PART_OF_FREE_MEMORY = 0.25
 UNLIMITED = 2**30  # rows
 

@@ -132,10 +132,10 @@ def _noise(
         one = accounting.Steps(sample_rate=sample_rate, noise_multiplier=sigma, count=steps)
         epsilon = accounting.epsilon([one], config.delta, imprecision)
         if math.isinf(epsilon):
+            fact, cure = _why_not(one, config.delta)
             raise PrivacyError(
-                f"noise_multiplier {sigma:g} gives no epsilon that can be proven at delta "
-                f"{config.delta:g} after {steps} steps; take a larger one, fewer steps or a larger "
-                f"delta"
+                f"noise_multiplier {sigma:g} gives {fact} at delta {config.delta:g} after {steps} "
+                f"steps; take {cure}"
             )
     if config.noise == "local" and world_size > 1:
         sigma *= math.sqrt(world_size)
@@ -143,3 +143,15 @@ def _noise(
         found = accounting.epsilon([one], config.delta, imprecision, epsilon)
         epsilon = min(found, epsilon)  # more noise never costs more
     return sigma, epsilon
+
+
+def _why_not(one: accounting.Steps, delta: float) -> tuple[str, str]:
+    """What stands in the way of an epsilon, and what would help."""
+    more_noise = "a larger one, fewer steps or a larger delta"
+    found = accounting.rdp_epsilon([one], delta)
+    if found <= accounting.MAX_PLD_EPSILON:
+        fact = f"an epsilon of about {found:.3g}, which the noise generator cannot certify"
+        return fact, more_noise
+    if one.noise_multiplier > 1:
+        return "an epsilon too small to be computed", "a smaller one"
+    return "no epsilon that can be proven", more_noise

@@ -1,12 +1,12 @@
 """Sums of weighted outer products, the clipped sum of a linear layer: out += sum of c_i g_i a_i^T.
 
 Rows are summed in float32 in blocks, up to 2^LEVELS blocks are added in float32, two by two, and
-these groups in float64. Two neighbouring batches differ in one row, so in one block; all others are
-the same, bit for bit. Let every |c_i| |g_i| |a_i| be at most C. The block can be off by R (R + 2)
-2^-24 C, the additions of a level by 2^-24 times what was added, at most 2^LEVELS R C: twice that is
+these groups in float64. Two neighbouring batches have as many rows, so the same blocks, and differ
+in one row, so in one block; all others are the same, bit for bit. Let every |c_i| |g_i| |a_i| be at
+most C. The block can be off by R (R + 2) 2^-24 C, the additions of a level by 2^-24 times what was
+added, at most 2^LEVELS R C: twice that is
 
-    RHO = 2 (R (R + 2) + LEVELS 2^LEVELS R) 2^-24,       0.23% for R = 128, LEVELS = 3
-VECTOR = 8  # rows that a processor adds at once
+    RHO = 2 (R (R + 2) + LEVELS 2^LEVELS R) 2^-24,       0.235% for R = 128, LEVELS = 3
 
 One sum in float32 can be off by 2 n^2 2^-24 C: 8,191 rows chosen to absorb one of norm C
 moved it by 2 C.
@@ -14,6 +14,7 @@ moved it by 2 C.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Products:
 
     def __init__(self, dtype: type[np.floating[Any]] = np.float32) -> None:
         self._dtype = dtype
-        self._scratch: dict[tuple[int, ...], Floats] = {}
+        self._memory: dict[str, Floats] = {}
 
     def add(
         self,
@@ -73,7 +74,7 @@ class Products:
         outputs, inputs = g.shape[1], a.shape[2]
         for first in range(0, len(g), GROUP):
             last = min(len(g), first + GROUP)
-            sums = self._empty(last - first, outputs, inputs)
+            sums = self._empty("sums", last - first, outputs, inputs)
             np.matmul(g[first:last], a[first:last], out=sums)
             blocks = len(sums)
             while blocks > 1:
@@ -99,28 +100,30 @@ class Products:
         rows, inputs, outputs = len(a), a.shape[1], g.shape[1]
         factors = weights[:, None]
         if inputs <= outputs:
-            scaled = self._empty(rows, inputs + (bias is not None))
+            scaled = self._empty("scaled", rows, inputs + (bias is not None))
             np.multiply(a, factors, out=scaled[:, :inputs])
             if bias is not None:
                 scaled[:, inputs] = weights
             a = scaled
         else:
-            g = np.multiply(g, factors, out=self._empty(rows, outputs))
+            g = np.multiply(g, factors, out=self._empty("scaled", rows, outputs))
         g_blocks, a_blocks = g.reshape(-1, length, outputs), a.reshape(-1, length, a.shape[1])
         if bias is not None and inputs > outputs:
             bias += np.add.reduce(np.add.reduce(g_blocks, axis=1), axis=0, dtype=np.float64)
             bias = None
         self.add_blocks(g_blocks.transpose(0, 2, 1), a_blocks, out, bias)
 
-    def _empty(self, *shape: int) -> Floats:
-        found = self._scratch.get(shape)
-        if found is None:
-            found = self._scratch[shape] = np.empty(shape, self._dtype)
-        return found
+    def _empty(self, use: str, *shape: int) -> Floats:
+        """An array for a use; the next one for the same use has the same memory."""
+        size = math.prod(shape)
+        memory = self._memory.get(use)
+        if memory is None or len(memory) < size:
+            memory = self._memory[use] = np.empty(size, self._dtype)
+        return memory[:size].reshape(shape)
 
 
 def _without_rest(rows: int, at_most: int) -> int:
-    """A length of blocks that leaves no rest, if there is one up to a fifth shorter."""
+    """A length of blocks that leaves no rest, if that takes up to a quarter more blocks."""
     fewest = -(-rows // at_most)
     for blocks in range(fewest, fewest + fewest // 4 + 1):
         if blocks and rows % blocks == 0:

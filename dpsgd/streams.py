@@ -34,6 +34,7 @@ Guarantees:
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -92,6 +93,8 @@ class Stream:
         """
         if first < 0 or first % 2:
             raise ValueError(f"first must be even and at least 0, got {first}")
+        if not 0 < deviation**2 < math.inf:
+            raise ValueError(f"deviation must have a square above 0 and finite, got {deviation}")
         if out is None:
             out = np.empty(count)
         elif out.shape != (count,) or out.dtype != np.float64:

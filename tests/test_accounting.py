@@ -97,6 +97,20 @@ def test_calibration_holds_where_only_one_of_the_bounds_does(target: float, delt
     )
 
 
+@pytest.mark.parametrize(
+    ("target", "count", "delta"),
+    [(3.1004065038406094e-06, 2, 5.285705262603101e-06), (8.67e-06, 1, 0.00676)],
+)
+def test_an_epsilon_below_what_any_interval_shows_is_reached_or_refused(
+    target: float, count: int, delta: float
+) -> None:
+    try:
+        sigma = calibrate(target, 1.0, count, delta, 0.0)
+    except PrivacyError:
+        return
+    assert epsilon([steps(1.0, sigma, count)], delta, at_most=target) <= target
+
+
 def test_a_tiny_epsilon_of_much_noise_is_found() -> None:
     assert 0 < epsilon([steps(0.1, 1e4, 3)], 1e-5, 1e-14) < 0.01
 

@@ -118,6 +118,36 @@ def test_a_huge_gradient_is_clipped_without_overflow(name: str, size: float) -> 
     assert np.linalg.norm(found) == pytest.approx(0.5, rel=1e-3)
 
 
+@every_engine
+@every_model
+@pytest.mark.parametrize("size", [1e20, 3e38])
+def test_huge_features_give_what_one_example_at_a_time_gives(
+    name: str, model: models.Model, size: float
+) -> None:
+    features, labels = batch(12, seed=3)
+    features = size * np.sign(features) / 4
+    for row in range(len(labels)):  # hidden units are saturated, or dead: most gradients are zero
+        one = features[row : row + 1].astype(np.float32), labels[row : row + 1]
+        expected = clipped_sum("loop", model, 0.5, *one)
+        np.testing.assert_allclose(clipped_sum(name, model, 0.5, *one), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 1023, 1024, 1025, 2047, 2048, 2049, 5000, 3, 0])
+@every_model
+def test_fused_gives_the_sum_of_its_parts_in_any_order_of_sizes(
+    model: models.Model, rows: int
+) -> None:
+    features, labels = batch(rows)
+    features[rows // 7 :: 1000] = np.nan
+    features[rows // 3 :: 1500] = 1e20
+    expected = np.zeros(model.num_params)
+    for first in range(0, rows, 100):
+        part = slice(first, first + 100)
+        expected += clipped_sum("fused", model, 0.2, features[part], labels[part])
+    found = clipped_sum("fused", model, 0.2, features, labels)
+    np.testing.assert_allclose(found, expected, atol=1e-6 * 0.2 * max(1, rows))
+
+
 def worst_difference(
     name: str, model: models.Model, features: F32, labels: F32, clip: float, examples: int = 4
 ) -> float:

@@ -84,7 +84,7 @@ def test_pieces_are_halved_to_whole_groups_of_what_is_summed_together() -> None:
     engine = Small(600, MemoryError())
     made = Microbatched(engine, "auto")
     summed(made, 3000)
-    assert engine.asked[:3] == [3000, 1024, 512], "1500 and 512, cut to multiples of 512"
+    assert engine.asked[:3] == [3000, 1024, 512], "half of 3000, cut to whole groups"
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
@@ -110,7 +110,7 @@ def test_a_sum_that_is_on_its_way_is_not_begun_again() -> None:
         next(parts)
 
 
-def test_auto_takes_whole_blocks_of_what_a_quarter_of_the_memory_holds(
+def test_auto_takes_whole_groups_of_what_a_quarter_of_the_memory_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine: Any = Small(1, MemoryError())

@@ -33,6 +33,8 @@ def test_a_usage_error_is_reported_whatever_rank_a_variable_of_another_tool_says
         (["--epsilon", "1e9"], 3, "epsilon 1e+09 cannot be reached"),
         (["--epsilon", "nan"], 2, "epsilon must be finite"),
         (["--noise-multiplier", "0.001"], 3, "noise_multiplier 0.001 gives no epsilon"),
+        (["--noise-multiplier", "1e12", "--steps", "2"], 3, "too small to be computed"),
+        (["--noise-multiplier", "5", "--steps", "20000"], 3, "the noise generator cannot certify"),
         (["--noise-multiplier", "1", "--epsilon", "1"], 2, "exclude each other"),
         (["--batch-size", "9999999"], 2, "batch_size must be at most the"),
         (["--model", "batchnorm"], 2, "batch normalisation mixes"),

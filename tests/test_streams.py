@@ -74,11 +74,14 @@ def test_gaussians_may_be_written_where_they_do_not_lie_side_by_side() -> None:
     assert not columns[:, ::2].any()
 
 
-def test_an_odd_first_and_an_out_that_does_not_fit_are_refused() -> None:
+def test_an_odd_first_a_deviation_of_nothing_and_an_out_that_does_not_fit_are_refused() -> None:
     stream = Stream(KEY)
     for first in (-2, 1):
         with pytest.raises(ValueError, match="first must be even"):
             stream.gaussians(0, 4, first=first)
+    for deviation in (0.0, 1e-170, math.inf, math.nan):
+        with pytest.raises(ValueError, match="deviation must have"):
+            stream.gaussians(0, 4, deviation=deviation)
     for out in (np.empty(3), np.empty((2, 2)), np.empty(4, np.float32)):
         with pytest.raises(ValueError, match="out must be 4 float64"):
             stream.gaussians(0, 4, out=out)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from dpsgd.errors import ConfigError
 from dpsgd.models import Dense, Model
-from dpsgd.products import RHO, TINY, UNIT, Products, even_blocks
+from dpsgd.products import RHO, UNIT, Products, even_blocks
 
 CHUNK_ROWS = 2048
 HUGE_NORM = 1e12
@@ -144,6 +144,7 @@ class _Pass:
         self._clips = not math.isinf(max_grad_norm)
         self._max_grad_norm = np.array(max_grad_norm if self._clips else 0, dtype)
         self._huge_norm = huge_norm
+        self._tiny = float(np.finfo(dtype).tiny)  # what is smaller may become zero
         self._half, self._one, self._zero = (np.array(value, dtype) for value in (0.5, 1, 0))
         self._products = Products(dtype)
         self._memory = _Memory(self._weights, 0)
@@ -247,7 +248,7 @@ class _Pass:
         norms = _squares(now.inputs[-1], now.norms)
         for inputs, jacobians in zip(now.inputs[:-1], now.jacobians, strict=True):
             product = _squares(jacobians, now.squares[0])
-            product += len(jacobians) * TINY
+            product += len(jacobians) * self._tiny
             product *= _squares(inputs, now.squares[1])
             norms += product
         np.sqrt(norms, out=norms)

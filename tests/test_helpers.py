@@ -40,7 +40,7 @@ def test_of_a_command_that_takes_too_long_nothing_is_left(tmp_path: Path) -> Non
     words = ["sh", "-c", '"$@"; true', "-", *line, sys.executable, "-c", HANGS]
     with pytest.raises(subprocess.TimeoutExpired) as caught:
         finish(words, tmp_path, clean_environment(), timeout=8)
-    assert caught.value.stdout == "waiting\nwaiting\n"
+    assert caught.value.stdout.split("waiting") in (["", "\n", "\n"], ["", "", "\n\n"])
     ranks = [int(file.read_text()) for file in tmp_path.glob("rank-*")]
     assert len(ranks) == 2
     deadline = time.monotonic() + 20  # a killed process takes a moment to end

@@ -3,9 +3,9 @@
 A batch is drawn, and charged, as a whole; only the forward and backward passes see pieces of it.
 `auto` takes what a quarter of the free memory holds. Where memory runs out all the same, the pieces
 are halved and the sum of the same batch is begun again; nothing was released or charged meanwhile.
-How a batch is cut, and rounded, depends on numbers of rows and on memory alone, which are those of
-every neighbouring batch. Pieces are a power of two times the rows that engines sum in float32, as
-far as there is memory, so that none is summed in scraps.
+How a batch is cut, and so how its sum is rounded, follows from row counts and free memory, never
+from what the rows hold. Pieces that are chosen here are whole groups of the rows that engines add
+in float32, as far as there is memory for one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AUTO = "auto"
-ROWS_OF_A_GROUP = BLOCK_ROWS * GROUP  # the most that engines sum in float32
+ROWS_OF_A_GROUP = BLOCK_ROWS * GROUP  # the most that engines add in float32
 PART_OF_FREE_MEMORY = 0.25
 UNLIMITED = 2**30  # rows
 

@@ -1,7 +1,8 @@
 """python -m preprocess --input RAW.csv --output DATASET, or --dry-run
 
-Reads a raw census file, keeps the records that mean something, and writes them as a sharded data
-set. A dry run checks and counts the same, and writes nothing. Exit codes: 0 done, 2 usage, 5 data.
+Reads raw census files, keeps the records that mean something, and writes them as a sharded data
+set. A dry run checks and counts the same, and writes nothing. A data set that was made of the same
+files by the same spec and split is left as it is. Exit codes: 0 done, 2 usage, 5 data.
 """
 
 from __future__ import annotations
@@ -14,18 +15,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preprocess import cli, engines, summary
+from preprocess import cli, engines, specs, summary
 from preprocess.errors import DataError, UsageError
 from preprocess.output import check_json, progress, say, write_json
-from preprocess.shards import MANIFEST, QUARANTINE
-from preprocess.spec import CENSUS_2000
-from preprocess.split import DEFAULT_SALT, DEFAULT_TEST_FRACTION, Split
-from preprocess.writer import check_target, describe, new_dataset, write_dataset
+from preprocess.shards import FORMAT, MANIFEST, QUARANTINE, read_manifest
+from preprocess.sources import Source, find_sources
+from preprocess.spec import Spec
+from preprocess.split import DEFAULT_SALT, DEFAULT_SHARDS, DEFAULT_TEST_FRACTION, HASH_NAME, Split
+from preprocess.writer import (
+    check_target,
+    is_made_from,
+    new_dataset,
+    origin,
+    scratch_folder,
+    write_dataset,
+)
 
 if TYPE_CHECKING:
-    from preprocess.engines.base import Cleaned
+    from preprocess.gather import Found
 
 PROG = "preprocess"
+DEFAULT_MAX_BAD_FRACTION = 0.5
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,10 +44,24 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser(*, is_dry: bool = False) -> cli.Parser:
-    parser = cli.Parser(PROG, "Clean a raw census file and write it as a sharded data set.")
+    parser = cli.Parser(PROG, "Clean raw census files and write them as a sharded data set.")
     add = parser.add_argument
-    add("--input", type=Path, required=True, metavar="RAW.csv", help="file with 18 columns")
+    add(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="RAW",
+        help="text with separators, gzip, zip or Parquet; several files, or globs in quotes",
+    )
+    add("--join", metavar="RAW", help="the second file, for a spec that joins two")
     add("--output", type=Path, required=not is_dry, metavar="DATASET", help="folder to write")
+    add(
+        "--spec",
+        default=specs.DEFAULT,
+        metavar="SPEC",
+        help=f"what the files mean: {', '.join(specs.NAMES)}, or a TOML file of yours; default "
+        f"{specs.DEFAULT}",
+    )
     add(
         "--dry-run",
         action="store_true",
@@ -45,6 +69,18 @@ def _parser(*, is_dry: bool = False) -> cli.Parser:
         "checked if it is given",
     )
     add("--engine", choices=engines.CHOICES, default="auto", help="who does the work")
+    add(
+        "--processes",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="for mapreduce and a local Spark; default: one for each core",
+    )
+    add(
+        "--master",
+        metavar="URL",
+        help="for spark: its master; default: that of spark-submit, else this machine",
+    )
     add(
         "--split-salt",
         default=DEFAULT_SALT,
@@ -59,6 +95,22 @@ def _parser(*, is_dry: bool = False) -> cli.Parser:
         help=f"expected part of test records, in (0, 1); default {DEFAULT_TEST_FRACTION}",
     )
     add(
+        "--shards",
+        type=int,
+        default=DEFAULT_SHARDS,
+        metavar="N",
+        help=f"files of each side; default {DEFAULT_SHARDS}",
+    )
+    add(
+        "--max-bad-fraction",
+        type=float,
+        default=DEFAULT_MAX_BAD_FRACTION,
+        metavar="F",
+        help="write no data set if more of the records than this are refused, in [0, 1]; default "
+        f"{DEFAULT_MAX_BAD_FRACTION}",
+    )
+    add("--force", action="store_true", help="make a data set that is there and up to date again")
+    add(
         "--json",
         nargs="?",
         const="-",
@@ -70,66 +122,153 @@ def _parser(*, is_dry: bool = False) -> cli.Parser:
 
 def _command(arguments: Sequence[str]) -> None:
     options = _parser(is_dry="--dry-run" in arguments).parse(arguments)
-    split = Split(salt=options.split_salt, test_fraction=options.test_fraction)
+    split = Split(
+        salt=options.split_salt, test_fraction=options.test_fraction, shards=options.shards
+    )
     engine = engines.resolve(options.engine)
-    _check_paths(options)
+    _check_numbers(options)
+    spec = specs.read_spec(options.spec)
+    _check_join(options, spec)
+    sources = find_sources(options.input)
+    joined = find_sources([options.join]) if options.join else []
+    if len(joined) > 1:
+        raise UsageError(f"--join must be one file, got {options.join}: it holds {len(joined)}")
+    _check_paths(options, [*sources, *joined])
+    made_from = origin([*sources, *joined], spec, split)
+    if not options.dry_run and not options.force and is_made_from(options.output, made_from):
+        _tell_up_to_date(options)
+        return
+    facts = {
+        "format": FORMAT,
+        "spec": spec.name,
+        "unit": spec.unit.kind,
+        "unit_key": spec.unit.key or None,
+        "max_records_per_unit": spec.unit.max_records,
+        "engine": engine,
+        "split": {"hash": HASH_NAME, "salt": split.salt, "test_fraction": split.test_fraction,
+                  "shards": split.shards},
+        "made_from": made_from,
+    }  # fmt: skip
+    _make(options, facts, spec, split, sources, joined)
 
-    def clean() -> Cleaned:
-        return engines.load(engine)(
-            options.input, CENSUS_2000, split, progress(PROG, options.input)
-        )
+
+def _make(
+    options: argparse.Namespace,
+    facts: dict[str, Any],
+    spec: Spec,
+    split: Split,
+    sources: list[Source],
+    joined: list[Source],
+) -> None:
+    """Do the work and tell about it."""
+    from preprocess.engines.base import Job
+    from preprocess.gather import Gathered
 
     started = time.monotonic()
     replaced = options.output is not None and (options.output / MANIFEST).is_file()
-    if options.dry_run:
-        cleaned = clean()
-    else:
-        with new_dataset(options.output) as folder:
-            cleaned = clean()
-            _check_kept(options.input, cleaned)
-            write_dataset(folder, cleaned, CENSUS_2000, split, engine)
+    engine = engines.load(facts["engine"])
+    total = sum(source.num_bytes for source in sources)
+    with scratch_folder(None if options.dry_run else options.output) as scratch:
+        job = Job(
+            spec=spec,
+            split=split,
+            sources=sources,
+            joined=joined[0] if joined else None,
+            scratch=scratch,
+            processes=options.processes,
+            master=options.master,
+            progress=progress(PROG, total if all(s.packing != "gzip" for s in sources) else 0),
+        )
+        if options.dry_run:
+            with Gathered(job, None) as gathered:
+                gathered.take(engine(job))
+            for _ in gathered.shards():
+                pass  # counts them
+        else:
+            with new_dataset(options.output) as folder:
+                with Gathered(job, folder / QUARANTINE) as gathered:
+                    gathered.take(engine(job))
+                _check_found(options, gathered.found)
+                write_dataset(folder, gathered, facts, job)
     seconds = time.monotonic() - started
-    found = describe(cleaned, CENSUS_2000, split, engine) | {"replaced": replaced}
-    _tell(options, cleaned, found, seconds)
-    _check_kept(options.input, cleaned)  # a dry run first says why
+    _tell(options, gathered.found, spec, facts | {"replaced": replaced}, seconds)
+    _check_found(options, gathered.found)  # a dry run first says why
 
 
-def _check_paths(options: argparse.Namespace) -> None:
+def _check_numbers(options: argparse.Namespace) -> None:
+    if not 0 <= options.max_bad_fraction <= 1:
+        raise UsageError(f"--max-bad-fraction must be in [0, 1], got {options.max_bad_fraction}")
+    if not 1 <= options.processes <= 1024:
+        raise UsageError(f"--processes must be in 1..1024, got {options.processes}")
+
+
+def _check_join(options: argparse.Namespace, spec: Spec) -> None:
+    if spec.join is not None and options.join is None:
+        raise UsageError(f"--join must be given: {spec.name} joins a second file, {spec.join.name}")
+    if spec.join is None and options.join is not None:
+        raise UsageError(f"--join must not be given: {spec.name} has one file only")
+
+
+def _check_paths(options: argparse.Namespace, sources: list[Source]) -> None:
     """What would otherwise fail after the work is done."""
-    source = Path(os.path.realpath(options.input))
+    inputs = [source.path for source in sources]
     if options.output is not None:
         target = Path(os.path.realpath(options.output))
-        if target == source or target in source.parents:
-            raise UsageError(f"output must not contain the input, got {options.output}")
+        for path in inputs:
+            source = Path(os.path.realpath(path))
+            if target == source or target in source.parents:
+                raise UsageError(f"output must not contain the input, got {options.output}")
         if options.dry_run:
             check_target(target)
             if not cli.can_be_made(target):
                 raise UsageError(f"output must be writable, got {target}: it cannot be made there")
-    check_json(options.json, options.input, options.output)
+    check_json(options.json, *inputs, options.output)
 
 
-def _check_kept(path: Path, cleaned: Cleaned) -> None:
-    if not len(cleaned.codes):
-        raise DataError(summary.no_valid_record(path, cleaned.refused))
+def _check_found(options: argparse.Namespace, found: Found) -> None:
+    names = ", ".join(options.input)
+    if not found.kept:
+        raise DataError(summary.no_valid_record(names, found))
+    bad = found.refused.total()
+    if bad > options.max_bad_fraction * (found.kept + bad):
+        raise DataError(summary.too_many_refused(names, found, options.max_bad_fraction))
+
+
+def _tell_up_to_date(options: argparse.Namespace) -> None:
+    manifest = read_manifest(options.output)
+    report = {"dry_run": False, "up_to_date": True, "dataset": str(options.output)}
+    report |= {key: manifest[key] for key in ("spec", "unit", "engine", "split", "counts")}
+    if options.json is not None:
+        write_json(options.json, report)
+    say(
+        f"{options.output} was made of the same files by the same spec and split: nothing to do "
+        f"(--force makes it again)\n{summary.next_step(options.output)}",
+        sys.stderr if options.json == "-" else sys.stdout,
+    )
 
 
 def _tell(
-    options: argparse.Namespace, cleaned: Cleaned, found: dict[str, Any], seconds: float
+    options: argparse.Namespace, found: Found, spec: Spec, facts: dict[str, Any], seconds: float
 ) -> None:
     """The summary, a warning, and the report, each where it belongs."""
+    from preprocess.writer import COUNTS_NOTE
+
     report = {
         "dry_run": options.dry_run,
+        "up_to_date": False,
         "dataset": None if options.dry_run else str(options.output),
-        "replaced": found["replaced"],
+        "replaced": facts["replaced"],
         "seconds": round(seconds, 3),
         "quarantine": None if options.dry_run else str(options.output / QUARANTINE),
-        **{key: found[key] for key in ("spec", "unit", "engine", "split", "counts", "counts_note")},
-        "refusals": {"rows": summary.refusals(cleaned.refused)},
+        **{key: facts[key] for key in ("spec", "unit", "engine", "split")},
+        "counts": found.as_json(),
+        "counts_note": COUNTS_NOTE,
+        "refusals": {"rows": summary.refusals(found)},
     }
     if options.json not in (None, "-"):
         write_json(options.json, report)  # before anything that nobody may be there to read
     say(summary.in_words(report), sys.stderr if options.json == "-" else sys.stdout)
-    if warning := summary.only_one_label(cleaned, CENSUS_2000):
+    if warning := summary.only_one_label(found, spec):
         say(f"{PROG}: warning: {warning}", sys.stderr)
     if options.json == "-":
         write_json(options.json, report)

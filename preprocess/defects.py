@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from preprocess.errors import UsageError
 from preprocess.records import RULES
-from preprocess.spec import CENSUS_2000, Column
+from preprocess.spec import Column
+from preprocess.specs import CENSUS_2000
 
 if TYPE_CHECKING:
     import numpy as np

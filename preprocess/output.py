@@ -23,9 +23,11 @@ TEMPORARY = ".unfinished-"
 """How the names of files and folders begin that are not complete yet."""
 
 
-def progress(prog: str, path: Path) -> Callable[[int, int], None]:
-    """Prints how much of a file is done, at most every two seconds; short files print nothing."""
-    total = path.stat().st_size if path.is_file() else 0
+def progress(prog: str, total: int) -> Callable[[int, int], None]:
+    """Prints how much of `total` bytes is done, at most every two seconds; short work prints none.
+
+    Where the total is not known it is 0.
+    """
     started = last = time.monotonic()
 
     def report(num_records: int, num_bytes: int) -> None:
@@ -34,7 +36,7 @@ def progress(prog: str, path: Path) -> Callable[[int, int], None]:
         if now - last < SECONDS_BETWEEN_REPORTS:
             return
         last = now
-        part = f", {min(num_bytes / total, 1):.0%} of the file" if total else ""
+        part = f", {min(num_bytes / total, 1):.0%} of the input" if total else ""
         rate = num_records / (now - started)
         print(f"{prog}: {num_records:,} records{part}, {rate:,.0f} records/s", file=sys.stderr)
 

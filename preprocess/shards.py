@@ -2,13 +2,16 @@
 
     DATASET/manifest.json               what is there, with checksums; written last
             schema.json                 columns, domains, encoding: all that a trainer needs to know
-            train/part-00000.parquet    one uint8 column for each used column, codes as they are
+            train/part-00000.parquet    one column of codes for each used column
             test/part-00000.parquet     the same; a shard may be empty
-            quarantine.csv              refused records: line, column, value, rule; mode 0600
+            cache/train.codes           the same without Parquet, for the memory map of a reader
+            quarantine.csv              refused records: file, line, column, value, rule; mode 0600
 
-A split ("train" or "test") is the concatenation of its shards. Importing this module is cheap:
-Polars and numpy come only when rows are read. Every function raises DataError with the name of the
-file at fault.
+A split ("train" or "test") is the concatenation of its shards. Where the unit of privacy has several
+records, a shard has a column `_unit` that numbers its units from 0; the records of a unit follow
+each other. The cache holds, for each shard, one column after the other as it lies in memory; it may
+be deleted. Importing this module is cheap: Polars and numpy come only when rows are read. Every
+function raises DataError with the name of the file at fault.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +30,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 QUARANTINE = "quarantine.csv"
+CACHE = "cache"
+UNIT = "_unit"
 
 _PART = re.compile(r"(train|test)/part-[0-9]{5}\.parquet")
 _MAKE_ONE = "make one with python -m preprocess"
@@ -38,6 +44,11 @@ _MAKE_ONE = "make one with python -m preprocess"
 def part_path(side: str, shard: int) -> str:
     """Where a shard is, relative to the data set."""
     return f"{side}/part-{shard:05d}.parquet"
+
+
+def cache_path(side: str) -> str:
+    """Where the cache of a split is, relative to the data set."""
+    return f"{CACHE}/{side}.codes"
 
 
 def read_manifest(dataset: Path) -> dict[str, Any]:
@@ -72,10 +83,28 @@ def num_rows(manifest: dict[str, Any], split: str) -> int:
     return sum(entry["rows"] for entry in _parts(manifest, split))
 
 
+def stored_types(schema: dict[str, Any]) -> dict[str, str]:
+    """Names of the stored columns of a shard, and how their values are stored."""
+    types = {}
+    for column in schema["columns"]:
+        if column["name"] == schema["label"] and schema.get("classes"):
+            types[column["name"]] = "uint8"
+        elif "levels" in column:
+            types[column["name"]] = "uint8" if len(column["levels"]) <= 256 else "int32"
+        elif column["kind"] == "number":
+            types[column["name"]] = "float32"
+        else:
+            is_small = column["low"] >= 0 and column["high"] <= 255
+            types[column["name"]] = "uint8" if is_small else "int32"
+    if schema["unit"] != "record":
+        types[UNIT] = "uint32"
+    return types
+
+
 def read_rows(
     dataset: Path, manifest: dict[str, Any], split: str, start: int, stop: int
-) -> dict[str, NDArray[np.uint8]]:
-    """Rows start..stop-1 of a split: one uint8 array per column.
+) -> dict[str, NDArray[Any]]:
+    """Rows start..stop-1 of a split: one array per column, read-only where they are mapped.
 
     Opens only the shards that overlap, and checks them against the manifest.
     """
@@ -84,20 +113,68 @@ def read_rows(
     total = num_rows(manifest, split)
     if not 0 <= start <= stop <= total:
         raise DataError(f"rows of {split} must lie in 0..{total}, got {start}..{stop}")
-    names = [column["name"] for column in read_schema(dataset, manifest)["columns"]]
-    pieces: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in names}
+    types = stored_types(read_schema(dataset, manifest))
+    pieces: dict[str, list[NDArray[Any]]] = {name: [] for name in types}
+    cache = _map_cache(dataset, manifest, split)
     first = 0  # row of the split at which the shard begins
     for entry in _parts(manifest, split):
         low, high = max(start - first, 0), min(stop - first, entry["rows"])
         if low < high:
-            shard = _read_shard(dataset, entry, names)
-            for name in names:
+            shard = _read_cached(cache, entry, types) or _read_shard(dataset, entry, types)
+            for name in types:
                 pieces[name].append(shard[name][low:high])
         first += entry["rows"]
     return {
-        name: np.concatenate([np.empty(0, dtype=np.uint8), *arrays])
+        name: arrays[0]
+        if len(arrays) == 1
+        else np.concatenate([np.empty(0, dtype=types[name]), *arrays])
         for name, arrays in pieces.items()
     }
+
+
+def _map_cache(dataset: Path, manifest: dict[str, Any], split: str) -> NDArray[np.uint8] | None:
+    """The bytes of the cache, or None where it is not there or not whole."""
+    import numpy as np
+
+    path = dataset / cache_path(split)
+    entries = [entry.get("cache") for entry in _parts(manifest, split)]
+    if not all(_is_cache_entry(entry) for entry in entries):
+        return None
+    size = sum(entry["bytes"] for entry in entries)
+    try:
+        if not size or path.stat().st_size != size:
+            return None
+        return np.memmap(path, np.uint8, mode="c")
+    except OSError:
+        return None
+
+
+def _is_cache_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), int) and entry[key] >= 0
+        for key in ("offset", "bytes", "adler32")
+    )
+
+
+def _read_cached(
+    cache: NDArray[np.uint8] | None, entry: dict[str, Any], types: dict[str, str]
+) -> dict[str, NDArray[Any]] | None:
+    """A shard of the cache, or None where it is not what the manifest says."""
+    import numpy as np
+
+    if cache is None:
+        return None
+    place = entry["cache"]
+    content = cache[place["offset"] : place["offset"] + place["bytes"]]
+    sizes = {name: entry["rows"] * np.dtype(kind).itemsize for name, kind in types.items()}
+    if sum(sizes.values()) != len(content) or zlib.adler32(content) != place["adler32"]:
+        return None
+    columns = {}
+    offset = 0
+    for name, size in sizes.items():
+        columns[name] = content[offset : offset + size].view(types[name])
+        offset += size
+    return columns
 
 
 def _parts(manifest: dict[str, Any], split: str) -> list[dict[str, Any]]:
@@ -141,8 +218,8 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _read_shard(
-    dataset: Path, entry: dict[str, Any], names: list[str]
-) -> dict[str, NDArray[np.uint8]]:
+    dataset: Path, entry: dict[str, Any], types: dict[str, str]
+) -> dict[str, NDArray[Any]]:
     import polars as pl
 
     path = dataset / entry["path"]
@@ -157,10 +234,11 @@ def _read_shard(
         table = pl.read_parquet(io.BytesIO(content), use_pyarrow=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} must be Parquet: {str(error).splitlines()[0]}") from None
-    wrong = [name for name in names if table.schema.get(name) != pl.UInt8]
+    wrong = [name for name, kind in types.items() if str(table.schema.get(name)).lower() != kind]
     if wrong or table.height != entry["rows"]:
         raise DataError(
-            f"{path} must have {entry['rows']} rows of uint8 columns {', '.join(names)}, "
+            f"{path} must have {entry['rows']} rows of columns "
+            f"{', '.join(f'{name} ({kind})' for name, kind in types.items())}, "
             f"got {table.height} rows of {', '.join(table.columns)}"
         )
-    return {name: table[name].to_numpy() for name in names}
+    return {name: table[name].to_numpy() for name in types}

@@ -1,11 +1,15 @@
-"""Train or test, and which shard: decided for each record alone, by a keyed hash of its line.
+"""Train or test, which shard, and where in it: decided for each unit alone, by a keyed hash.
 
     digest = SHA-256(salt in UTF-8 + NUL + bytes of the line, without its end and without a BOM)
     test   if digest[0:8] as a big-endian integer < test_fraction * 2**64
     shard  = digest[8:16] as a big-endian integer mod shards
+    order  = digest[16:24] as a big-endian integer
+
+Where a unit is a person or a household, the digest is that of its key, so that all its records lie
+side by side; and the digest of the line gives the order within the unit.
 
 Guarantees:
-    removing a line moves no other record;
+    removing a unit moves no other record;
     the split does not depend on the engine;
     salt, fraction and number of shards are public, never derived from the data.
 
@@ -15,12 +19,11 @@ Equal lines are distinct records that share a place. SHA-256, because every engi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from preprocess.errors import UsageError
 
@@ -65,19 +68,23 @@ class Split:
         return ceil(Fraction(self.test_fraction) * 2**64)
 
 
-def place(line: bytes, split: Split) -> tuple[int, int]:
-    """Side (0 train, 1 test) and shard of one record: the definition."""
-    digest = hashlib.sha256(split.key + line).digest()
+def digest_of(text: bytes, split: Split) -> bytes:
+    """The keyed hash of a line, or of the key of a unit: 32 bytes."""
+    return hashlib.sha256(split.key + text).digest()
+
+
+def place(text: bytes, split: Split) -> tuple[int, int, int]:
+    """Side (0 train, 1 test), shard and order of one record or unit: the definition."""
+    digest = digest_of(text, split)
     side = int.from_bytes(digest[:8], "big") < split.threshold
-    return int(side), int.from_bytes(digest[8:16], "big") % split.shards
+    shard = int.from_bytes(digest[8:16], "big") % split.shards
+    return int(side), shard, int.from_bytes(digest[16:24], "big")
 
 
-def place_all(lines: Sequence[bytes], split: Split) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-    """The same for many lines at once: sides and shards."""
+def places_of(words: NDArray[np.uint64], split: Split) -> tuple[NDArray[Any], ...]:
+    """The same for many digests [n, 3 or more words of 64 bits] at once."""
     import numpy as np
 
-    key, sha256 = split.key, hashlib.sha256
-    digests = b"".join([sha256(key + line).digest() for line in lines])
-    words = np.frombuffer(digests, dtype=">u8").reshape(-1, 4)  # [lines, 4]
     sides = (words[:, 0] < np.uint64(split.threshold)).astype(np.uint8)
-    return sides, (words[:, 1] % np.uint64(split.shards)).astype(np.uint16)
+    shards = (words[:, 1] % np.uint64(split.shards)).astype(np.uint16)
+    return sides, shards, words[:, 2]

@@ -7,59 +7,80 @@ of lines. The values are in the quarantine of the data set, which only the user 
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from preprocess.shards import QUARANTINE
 from preprocess.spec import Spec
 
 if TYPE_CHECKING:
-    from preprocess.engines.base import Cleaned, Refused
+    from preprocess.gather import Found
 
 CURES = {"not-an-integer": "; numbers must be whole and without a point, 43 and not 43.0"}
-FIRST_LINES = 3  # numbers of lines that are shown for each kind of refusal
 
 
-def refusals(refused: list[Refused]) -> list[dict[str, Any]]:
+def refusals(found: Found) -> list[dict[str, Any]]:
     """One row for each rule and column, the most frequent first.
 
     The column is empty where the whole line is at fault.
     """
-    lines: dict[tuple[str, str], list[int]] = {}
-    for line, refusal in refused:
-        lines.setdefault((refusal.rule, refusal.column), []).append(line)
     return [
-        {"rule": rule, "column": column, "records": len(at), "first_lines": at[:FIRST_LINES]}
-        for (rule, column), at in sorted(lines.items(), key=lambda item: -len(item[1]))
-    ]
+        {"rule": rule, "column": column, "records": number,
+         "first_lines": found.first_lines[rule, column]}
+        for (rule, column), number in found.refused.most_common()
+    ]  # fmt: skip
 
 
-def no_valid_record(path: Path, refused: list[Refused]) -> str:
+def no_valid_record(names: str, found: Found) -> str:
     """Why there is nothing to keep, in one line."""
-    if not refused:
-        return f"{path} must have a valid record, got only a header"
-    rules = [entry.refusal.rule for entry in refused]
-    rule = max(sorted(set(rules)), key=rules.count)
-    first = next(entry for entry in refused if entry.refusal.rule == rule)
-    where = f"line {first.line}" + (
-        f", column {first.refusal.column}" if first.refusal.column else ""
-    )
+    if found.skipped and not found.refused:
+        return (
+            f"{names} must have a valid record, got {found.skipped.total():,} that are not in the "
+            f"universe of the spec"
+        )
+    if not found.refused:
+        return f"{names} must have a valid record, got only a header"
+    return f"{names} must have a valid record, got {_most_of_them(found)}"
+
+
+def too_many_refused(names: str, found: Found, limit: float) -> str:
+    """Why so many refusals are an error, in one line."""
+    records = found.kept + found.refused.total()
     return (
-        f"{path} must have a valid record, got {len(rules):,} refused ones, most of them by the "
-        f"rule {rule} ({rules.count(rule):,}; first: {where})" + CURES.get(rule, "")
+        f"refused records must be at most {limit:.3g} of {names}, got {found.refused.total():,} of "
+        f"{records:,}: {_most_of_them(found)}. If that is right, give --max-bad-fraction"
     )
 
 
-def only_one_label(cleaned: Cleaned, spec: Spec) -> str | None:
+def _most_of_them(found: Found) -> str:
+    by_rule: Counter[str] = Counter()
+    for (rule, _), number in found.refused.items():
+        by_rule[rule] += number
+    rule = max(sorted(by_rule), key=lambda rule: by_rule[rule])
+    column = max(
+        (kind for kind in found.refused if kind[0] == rule), key=lambda kind: found.refused[kind]
+    )[1]
+    first = found.first_lines[rule, column][0]
+    where = f"line {first}" + (f", column {column}" if column else "")
+    return (
+        f"{by_rule.total():,} refused ones, most of them by the rule {rule} ({by_rule[rule]:,}; "
+        f"first: {where})" + CURES.get(rule, "")
+    )
+
+
+def only_one_label(found: Found, spec: Spec) -> str | None:
     """The warning that all kept records have one label, if they have."""
-    number = [column.name for column in spec.columns].index(spec.label)
-    labels = cleaned.codes[:, number]
-    if not len(labels) or (labels != labels[0]).any():
+    if len(found.labels) != 1:
         return None
     return (
-        f"all kept records ({len(labels):,}) have the same {spec.label}: a model of them can only "
+        f"all kept records ({found.kept:,}) have the same {spec.label}: a model of them can only "
         f"learn that"
     )
+
+
+def next_step(dataset: object) -> str:
+    """What to do with a data set."""
+    return f"Next: mpirun -np 4 python -m dpsgd.run --data {shlex.quote(str(dataset))}"
 
 
 def in_words(report: dict[str, Any]) -> str:
@@ -74,11 +95,15 @@ def in_words(report: dict[str, Any]) -> str:
     say(f"  kept     {counts['kept']:>10,}")
     say(f"    train  {counts['train']:>10,}")
     say(f"    test   {counts['test']:>10,}")
+    if skipped := counts.get("not_in_universe"):
+        say(f"  not in the universe of the spec {skipped:>10,}")
+    if dropped := counts.get("over_unit_limit"):
+        say(f"  beyond the records that a unit may have {dropped:>10,}")
     say(f"  refused  {counts['refused']:>10,}")
     if rows := report["refusals"]["rows"]:
         say(f"    {'rule':<15} {'column':<15} {'records':>10}  first lines")
         for row in rows:
-            first = ", ".join(map(str, row["first_lines"]))
+            first = ", ".join(row["first_lines"])
             more = ", ..." if row["records"] > len(row["first_lines"]) else ""
             column = row["column"] or "(whole line)"
             say(f"    {row['rule']:<15} {column:<15} {row['records']:>10,}  {first}{more}")
@@ -94,7 +119,7 @@ def in_words(report: dict[str, Any]) -> str:
         return "\n".join(lines)  # an error follows
     say(
         "The number of training records will be part of every privacy statement. The other counts "
-        "are exact and not covered by any epsilon: keep them inside."
+        "are exact diagnostics, not covered by any epsilon: they must not be published."
     )
     if report["replaced"]:
         would = "would replace" if report["dry_run"] else "replaced"
@@ -102,5 +127,5 @@ def in_words(report: dict[str, Any]) -> str:
     if report["dry_run"]:
         say("Next: the same with --output DATASET and without --dry-run")
     else:
-        say(f"Next: mpirun -np 4 python -m dpsgd.run --data {shlex.quote(report['dataset'])}")
+        say(next_step(report["dataset"]))
     return "\n".join(lines)

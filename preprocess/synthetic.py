@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from preprocess import cli, defects
 from preprocess.errors import UsageError
 from preprocess.output import new_file
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,31 +11,44 @@ Guarantees:
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import os
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from preprocess.errors import UsageError
+from preprocess.errors import DataError, UsageError
 from preprocess.output import TEMPORARY, umask
-from preprocess.records import RULES
 from preprocess.schema import as_schema
-from preprocess.shards import FORMAT, MANIFEST, QUARANTINE, SCHEMA, part_path
+from preprocess.shards import (
+    CACHE,
+    MANIFEST,
+    SCHEMA,
+    UNIT,
+    cache_path,
+    part_path,
+    read_manifest,
+    read_schema,
+)
+from preprocess.sources import Source
 from preprocess.spec import Spec
-from preprocess.split import HASH_NAME, SIDES, Split
+from preprocess.split import SIDES, Split
 
 if TYPE_CHECKING:
-    from preprocess.engines.base import Cleaned, Refused
+    from numpy.typing import NDArray
 
-COUNTS_NOTE = "exact diagnostics of the private file: internal, not covered by any epsilon"
+    from preprocess.engines.base import Job
+    from preprocess.gather import Gathered
+
+COUNTS_NOTE = (
+    "exact diagnostics of the private file: must not be published, not covered by any epsilon"
+)
 
 
 @contextmanager
@@ -63,96 +76,126 @@ def new_dataset(dataset: Path) -> Iterator[Path]:
         _remove_empty(made)
 
 
-def write_dataset(
-    folder: Path, cleaned: Cleaned, spec: Spec, split: Split, engine: str
-) -> dict[str, Any]:
-    """Fill a new folder; gives the manifest, which is written last: `describe` and the files."""
-    schema = _as_json(as_schema(spec))
+@contextmanager
+def scratch_folder(dataset: Path | None) -> Iterator[Callable[[], Path]]:
+    """A way to a folder for work in progress, made when it is asked for, gone when the block ends.
+
+    It lies beside the data set, where there is room for it, else with temporary files.
+    """
+    made: list[Path] = []
+
+    def folder() -> Path:
+        if not made:
+            parent = None if dataset is None else Path(os.path.realpath(dataset)).parent
+            try:
+                made.append(Path(tempfile.mkdtemp(dir=parent, prefix=TEMPORARY)))
+            except OSError as error:
+                raise UsageError(
+                    f"{parent or tempfile.gettempdir()} must be writable: {error.strerror}"
+                ) from None
+        return made[0]
+
+    try:
+        yield folder
+    finally:
+        for one in made:
+            shutil.rmtree(one, ignore_errors=True)
+
+
+def origin(sources: Sequence[Source], spec: Spec, split: Split) -> dict[str, Any]:
+    """What a data set is made from. Files count as the same if path, size and time of change are."""
+    return {
+        "files": [
+            {"path": os.path.realpath(source.path), "member": source.member,
+             "bytes": source.state[0], "modified_ns": source.state[1]}
+            for source in sources
+        ],
+        "schema_sha256": hashlib.sha256(as_bytes(as_schema(spec))).hexdigest(),
+        "split": {"salt": split.salt, "test_fraction": split.test_fraction,
+                  "shards": split.shards},
+    }  # fmt: skip
+
+
+def is_made_from(dataset: Path, made_from: dict[str, Any]) -> bool:
+    """Whether a whole data set of this origin is there."""
+    try:
+        manifest = read_manifest(dataset)
+        whole = all(
+            (dataset / entry["path"]).stat().st_size == entry["bytes"]
+            for entry in manifest["files"]
+        )
+        read_schema(dataset, manifest)
+        return whole and manifest.get("made_from") == made_from
+    except (DataError, OSError):
+        return False
+
+
+def write_dataset(folder: Path, gathered: Gathered, facts: dict[str, Any], job: Job) -> None:
+    """Fill a new folder with what was gathered; the manifest, with these facts, comes last."""
+    schema = as_bytes(as_schema(job.spec))
     _write_synced(folder / SCHEMA, schema)
-    _write_quarantine(folder / QUARANTINE, cleaned.refused)
-    files = _write_parts(folder, cleaned, spec, split)
+    files = _write_parts(folder, gathered, job)
     manifest = {
-        **describe(cleaned, spec, split, engine),
+        **facts,
+        "counts": gathered.found.as_json(),
+        "counts_note": COUNTS_NOTE,
         "schema_sha256": hashlib.sha256(schema).hexdigest(),
         "files": files,
     }
-    _write_synced(folder / MANIFEST, _as_json(manifest))
-    return manifest
+    _write_synced(folder / MANIFEST, as_bytes(manifest))
 
 
-def describe(cleaned: Cleaned, spec: Spec, split: Split, engine: str) -> dict[str, Any]:
-    """What a manifest says about the records, known before anything is written."""
-    return {
-        "format": FORMAT,
-        "spec": spec.name,
-        "unit": spec.unit,
-        "engine": engine,
-        "split": {
-            "hash": HASH_NAME,
-            "salt": split.salt,
-            "test_fraction": split.test_fraction,
-            "shards": split.shards,
-        },
-        "counts": _counts(cleaned),
-        "counts_note": COUNTS_NOTE,
-    }
-
-
-def _counts(cleaned: Cleaned) -> dict[str, Any]:
-    by_rule = Counter(refused.refusal.rule for refused in cleaned.refused)
-    kept, test = len(cleaned.sides), int(cleaned.sides.sum())
-    return {
-        "records": kept + len(cleaned.refused),
-        "kept": kept,
-        "refused": len(cleaned.refused),
-        "refused_by_rule": {rule: by_rule[rule] for rule in RULES if by_rule[rule]},
-        "imputed_by_column": dict(sorted(cleaned.imputed.items())),
-        "train": kept - test,
-        "test": test,
-    }
-
-
-def _write_parts(folder: Path, cleaned: Cleaned, spec: Spec, split: Split) -> list[dict[str, Any]]:
-    import numpy as np
+def _write_parts(folder: Path, gathered: Gathered, job: Job) -> list[dict[str, Any]]:
     import polars as pl
 
-    names = [column.name for column in spec.columns]
-    place = cleaned.sides.astype(np.int64) * split.shards + cleaned.shards
-    order = np.argsort(place, kind="stable")  # rows of a shard keep the order of the file
-    bounds = np.searchsorted(place[order], np.arange(len(SIDES) * split.shards + 1))
     files = []
-    for side_number, side in enumerate(SIDES):
-        (folder / side).mkdir()
-        for shard in range(split.shards):
-            part = side_number * split.shards + shard
-            codes = cleaned.codes[order[bounds[part] : bounds[part + 1]]]  # [rows, columns]
-            table = pl.DataFrame({name: codes[:, i] for i, name in enumerate(names)})
+    numbers = [0] * len(SIDES)
+    (folder / CACHE).mkdir()
+    with ExitStack() as stack:
+        caches = [stack.enter_context(new_synced(folder / cache_path(side))) for side in SIDES]
+        for side in SIDES:
+            (folder / side).mkdir()
+        for side, rows in gathered.shards():
+            columns = _columns(rows, job)
             buffer = io.BytesIO()
-            table.write_parquet(buffer, statistics=False)
+            pl.DataFrame(columns).write_parquet(buffer, statistics=False)
             content = buffer.getvalue()
-            path = part_path(side, shard)
+            path = part_path(SIDES[side], numbers[side])
+            numbers[side] += 1
             _write_synced(folder / path, content)
-            files.append(
-                {
-                    "path": path,
-                    "rows": len(codes),
-                    "bytes": len(content),
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                }
-            )
+            cached = b"".join(column.tobytes() for column in columns.values())
+            entry = {
+                "path": path,
+                "rows": len(rows),
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "cache": {
+                    "offset": caches[side].tell(),
+                    "bytes": len(cached),
+                    "adler32": zlib.adler32(cached),
+                },
+            }
+            if job.spec.unit.key:
+                entry["units"] = int(columns[UNIT][-1]) + 1 if len(rows) else 0
+            caches[side].write(cached)
+            files.append(entry)
+    for side in (*SIDES, CACHE):
         _sync(folder / side)
     return files
 
 
-def _write_quarantine(path: Path, refused: list[Refused]) -> None:
-    """The refused values are raw data: for the eyes of the user who ran this."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["line", "column", "value", "rule"])
-        rows.writerows((number, *refusal) for number, refusal in refused)
-        file.flush()
-        os.fsync(file.fileno())
+def _columns(rows: NDArray[Any], job: Job) -> dict[str, NDArray[Any]]:
+    """What is stored of a shard: codes, and where a unit has several records, its number."""
+    import numpy as np
+
+    from preprocess.gather import unit_starts
+
+    columns = {column.name: np.ascontiguousarray(rows[column.name]) for column in job.spec.columns}
+    if job.spec.unit.key:
+        is_first = np.zeros(len(rows), np.uint32)
+        is_first[unit_starts(rows)[1:]] = 1
+        columns[UNIT] = np.cumsum(is_first, dtype=np.uint32)
+    return columns
 
 
 def check_target(dataset: Path) -> None:
@@ -194,8 +237,17 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _as_json(document: dict[str, Any]) -> bytes:
+def as_bytes(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
+
+
+@contextmanager
+def new_synced(path: Path) -> Iterator[BinaryIO]:
+    """A file that is on disk when the block ends."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from helpers import clean_environment
 from preprocess.engines.base import Cleaned, Refused
 from preprocess.records import Refusal
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess.split import Split
 from preprocess.writer import new_dataset, write_dataset
 

@@ -6,7 +6,7 @@ import re
 
 from helpers import ROOT
 from preprocess.records import RULES
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 
 TEXT = (ROOT / "docs/columns.md").read_text()
 

@@ -10,7 +10,7 @@ import pytest
 
 from preprocess import defects, synthetic
 from preprocess.errors import UsageError
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess.synthetic import write_synthetic
 
 ALL = {"missing": 0.2, "out-of-range": 0.11, "ragged": 0.07, "non-ascii-digits": 0.13,

@@ -19,7 +19,7 @@ import pytest
 
 from helpers import ROOT, clean_environment, finish, started, until
 from launch import mpi
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess.synthetic import write_synthetic
 
 pytestmark = pytest.mark.mpi

@@ -16,7 +16,7 @@ import preprocess.engines.polars as engine
 from dpsgd import metrics, scoring
 from dpsgd.predict import predict_file
 from helpers import Launch
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess.split import Split, place
 from preprocess_samples import GOOD
 

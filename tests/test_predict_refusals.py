@@ -18,7 +18,7 @@ from dpsgd import predict, scoring
 from dpsgd.errors import ConfigError, DatasetError, UserError
 from dpsgd.predict import predict_file
 from helpers import Launch
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess_samples import GOOD
 
 HEADER = ",".join(CENSUS_2000.header)

@@ -15,7 +15,7 @@ import preprocess
 from helpers import Launch
 from preprocess import __main__ as command
 from preprocess import engines, shards
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess_samples import GOOD, run
 
 ROOT = Path(__file__).parents[1]

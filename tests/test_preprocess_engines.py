@@ -19,7 +19,7 @@ from preprocess.engines.base import Cleaned
 from preprocess.errors import DataError, UsageError
 from preprocess.header import parse_header
 from preprocess.records import Record, read_record
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess.split import Split, place
 from preprocess.synthetic import write_synthetic
 from preprocess.writer import describe

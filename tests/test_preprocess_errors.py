@@ -11,7 +11,7 @@ import pytest
 from helpers import Launch
 from preprocess import __main__ as command
 from preprocess import engines
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess_samples import GOOD, run
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,8 @@ from preprocess.errors import DataError
 from preprocess.header import MAX_HEADER_BYTES, parse_header, read_header
 from preprocess.records import Record, Refusal, read_record, split_line
 from preprocess.schema import as_schema
-from preprocess.spec import CENSUS_2000, Column, num_features
+from preprocess.spec import Column, num_features
+from preprocess.specs import CENSUS_2000
 
 HEADER = ",".join(CENSUS_2000.header).encode()
 LAYOUT = parse_header(HEADER, CENSUS_2000)

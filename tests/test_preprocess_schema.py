@@ -11,7 +11,7 @@ import pytest
 
 from preprocess.errors import DataError
 from preprocess.schema import as_schema, first_difference, from_schema
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 
 Change = Callable[[dict[str, Any]], object]
 SCHEMA = as_schema(CENSUS_2000)

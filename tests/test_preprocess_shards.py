@@ -13,7 +13,7 @@ import pytest
 from preprocess import shards, writer
 from preprocess.errors import DataError
 from preprocess.schema import as_schema
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess_samples import NAMES, cleaned, write
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from preprocess import shards, writer
 from preprocess.errors import UsageError
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess.split import Split
 from preprocess.writer import new_dataset, write_dataset
 from preprocess_samples import cleaned, write

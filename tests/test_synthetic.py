@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from preprocess import engines, synthetic
 from preprocess.engines.base import Cleaned
 from preprocess.errors import UsageError
-from preprocess.spec import CENSUS_2000
+from preprocess.specs import CENSUS_2000
 from preprocess.split import Split
 from preprocess.synthetic import synthetic_text, write_synthetic
 

@@ -1,68 +1,82 @@
 """What an engine takes and gives. All engines give the same for any input, however odd.
 
-    clean(path, spec, split, progress) -> Cleaned
+    clean(job) -> batches
 
 Guarantees, tested for every engine of the table against `sequential`:
-    the same rows in the order of the file;
-    the same refusals with the same line numbers, columns, values and rules;
-    the same numbers of imputed values;
-    the same side and shard of every row.
+    the same rows, each with its side, shard and order, in any order of batches;
+    the same refusals with the same files, lines, columns, values and rules, in order;
+    the same numbers of imputed values and of records that are not in the universe.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BufferedReader
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocess.errors import DataError
+from preprocess.join import read_lookup
 from preprocess.records import Refusal
+from preprocess.sources import Source
 from preprocess.spec import Spec
 from preprocess.split import Split
-
-
-class Refused(NamedTuple):
-    """A refused record and the number of its line; the first line of the file is 1."""
-
-    line: int
-    refusal: Refusal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cleaned:
-    """All of a file: kept records as arrays, refused ones as a list."""
-
-    codes: NDArray[np.uint8]  # [kept, used columns of the spec]
-    sides: NDArray[np.uint8]  # [kept], 0 train, 1 test
-    shards: NDArray[np.uint16]  # [kept]
-    refused: list[Refused]
-    imputed: Counter[str]  # by column
-
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with the number of records and of bytes done so far."""
 
-Engine: TypeAlias = Callable[[Path, Spec, Split, Progress], Cleaned]
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A refused record, its file and the number of its line; the first line of a file is 1."""
+
+    source: int  # place in `Job.sources`
+    line: int
+    refusal: Refusal
 
 
-@contextmanager
-def open_raw(path: Path) -> Iterator[BufferedReader]:
-    """The file, with errors that name it."""
-    try:
-        with path.open("rb") as file:
-            yield file
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    except FileNotFoundError:
-        raise DataError(f"input must be an existing file, got {path}") from None
-    except IsADirectoryError:
-        raise DataError(f"input must be a file, got the folder {path}") from None
-    except OSError as error:
-        raise DataError(f"input must be readable, got {path}: {error.strerror}") from None
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be done. `scratch()` is a folder for work in progress, which only the user can
+    enter, and which vanishes at the end; it is made when it is asked for."""
+
+    spec: Spec
+    split: Split
+    sources: list[Source]
+    joined: Source | None = None  # the second file, where the spec has a join
+    scratch: Callable[[], Path]
+    processes: int = 1
+    master: str | None = None  # of Spark
+    progress: Progress = lambda records, num_bytes: None
+
+    @cached_property
+    def lookup(self) -> dict[str, tuple[str, ...] | None] | None:
+        """The second file in memory, for engines that work on one machine."""
+        return None if self.joined is None else read_lookup(self.joined, self.spec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A part of what a job gives; `rows` have the type of `preprocess.rows.row_type`."""
+
+    rows: NDArray[Any]
+    refused: list[Refused] = field(default_factory=list)
+    imputed: Counter[str] = field(default_factory=Counter)  # by column
+    skipped: Counter[str] = field(default_factory=Counter)  # not in the universe, by column
+
+    @property
+    def num_records(self) -> int:
+        """Kept, refused and skipped ones."""
+        return len(self.rows) + len(self.refused) + self.skipped.total()
+
+
+Engine: TypeAlias = Callable[[Job], Iterator[Batch]]
+
+
+def empty_rows(dtype: np.dtype[np.void]) -> NDArray[Any]:
+    """None of them."""
+    return np.empty(0, dtype)

@@ -1,57 +1,54 @@
-"""One record after the other, in plain Python. Slow, short, and the reference for all others.
-
-Lines are found by Python's own universal newlines: Latin-1 maps every byte to one character and
-back, so a line can be cut as text and hashed as the bytes that it was.
-"""
+"""One record after the other, in plain Python. Slow, short, and the reference for all others."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 
-from preprocess.engines.base import Cleaned, Progress, Refused, open_raw
+from preprocess.engines.base import Batch, Job, Refused
 from preprocess.header import read_header
-from preprocess.records import Refusal, read_record
-from preprocess.spec import Spec
-from preprocess.split import Split, place
+from preprocess.records import NOT_IN_UNIVERSE, Refusal, read_record
+from preprocess.rows import pack, row_struct, row_type
+from preprocess.sources import lines_of, open_source
 
-RECORDS_BETWEEN_REPORTS = 20_000
+RECORDS_IN_BATCH = 20_000
 
 
-def clean(path: Path, spec: Spec, split: Split, progress: Progress) -> Cleaned:
-    """Read a file as `engines.base` promises."""
-    codes = bytearray()
-    sides = bytearray()
-    shards: list[int] = []
-    refused: list[Refused] = []
-    imputed: Counter[str] = Counter()
-    num_bytes = 0
-    with open_raw(path) as file:
-        layout, first_line = read_header(file, spec)
-        text = io.TextIOWrapper(file, encoding="latin-1", newline=None)
-        for number, characters in enumerate(text, first_line):
-            line = characters.removesuffix("\n").encode("latin-1")
-            num_bytes += len(characters)
-            record = read_record(line, layout)
-            if record is None:
-                continue
-            if isinstance(record, Refusal):
-                refused.append(Refused(number, record))
-            else:
-                side, shard = place(line, split)
-                codes += bytes(record.codes)
-                sides.append(side)
-                shards.append(shard)
-                imputed.update(record.imputed)
-            if number % RECORDS_BETWEEN_REPORTS == 0:
-                progress(len(shards) + len(refused), num_bytes)
-    return Cleaned(
-        codes=np.frombuffer(codes, dtype=np.uint8).reshape(-1, len(spec.columns)),
-        sides=np.frombuffer(sides, dtype=np.uint8),
-        shards=np.array(shards, dtype=np.uint16),
-        refused=refused,
-        imputed=imputed,
-    )
+def clean(job: Job) -> Iterator[Batch]:
+    """Read files as `engines.base` promises."""
+    packer, dtype = row_struct(job.spec), row_type(job.spec)
+    rows, refused, imputed, skipped = bytearray(), list[Refused](), Counter[str](), Counter[str]()
+    num_records = num_bytes = 0
+
+    def batch() -> Batch:
+        return Batch(
+            rows=np.frombuffer(bytes(rows), dtype),
+            refused=refused.copy(),
+            imputed=imputed.copy(),
+            skipped=skipped.copy(),
+        )
+
+    for number, source in enumerate(job.sources):
+        with open_source(source) as file:
+            layout, first_line = read_header(file, job.spec)
+            for line_number, line in enumerate(lines_of(file), first_line):
+                num_bytes += len(line) + 1
+                record = read_record(line, layout, job.lookup)
+                if record is None:
+                    continue
+                num_records += 1
+                if not isinstance(record, Refusal):
+                    rows += pack(packer, line, record, job.split)
+                    imputed.update(record.imputed)
+                elif record.rule == NOT_IN_UNIVERSE:
+                    skipped[record.column] += 1
+                else:
+                    refused.append(Refused(number, line_number, record))
+                if num_records % RECORDS_IN_BATCH == 0:
+                    yield batch()
+                    for done in (rows, refused, imputed, skipped):
+                        done.clear()
+                    job.progress(num_records, num_bytes)
+    yield batch()

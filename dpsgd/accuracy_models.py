@@ -24,6 +24,7 @@ from dpsgd.errors import DatasetError, UserError
 from launch.mpi import search_path
 from launch.world import without_launcher
 from preprocess import shards
+from preprocess.schema import from_schema
 
 BASELINES = (LOGISTIC, BOOSTING, MAJORITY)
 
@@ -56,16 +57,16 @@ def make_split(raw: Path, dataset: Path, salt: str) -> Split:
     _run([sys.executable, "-m", "preprocess", "--input", str(raw), "--output", str(dataset),
           "--split-salt", salt])  # fmt: skip
     manifest = shards.read_manifest(dataset)
-    schema = shards.read_schema(dataset, manifest)
+    spec = from_schema(shards.read_schema(dataset, manifest))
     features, codes, labels = {}, {}, {}
     for side in ("train", "test"):
         columns = shards.read_rows(dataset, manifest, side, 0, shards.num_rows(manifest, side))
-        features[side] = encode(columns, schema["encoding"])
-        labels[side] = columns.pop(schema["label"])
+        features[side] = encode(columns, spec)
+        labels[side] = columns.pop(spec.label)
         codes[side] = np.column_stack(list(columns.values()))
         if len(np.unique(labels[side])) < 2:
             raise DatasetError(
-                f"{raw}: {schema['label']} must take both values among the {len(labels[side])} "
+                f"{raw}: {spec.label} must take both values among the {len(labels[side])} "
                 f"{side} records of salt {salt}, or there is nothing to predict"
             )
     return Split(dataset=dataset, num_records=sum(map(len, labels.values())), features=features,

@@ -18,6 +18,7 @@ from typing import Any
 import collectives
 from dpsgd import engines, models
 from dpsgd.errors import ConfigError
+from preprocess.ledger import beside
 
 OPTIMIZERS = ("adam", "momentum", "sgd")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -227,8 +228,7 @@ class Config:
         """Where this run and all others on the same data set are recorded."""
         if self.ledger is not None:
             return self.ledger
-        folder = dataset.resolve()
-        return folder.with_name(folder.name + ".ledger.jsonl")
+        return beside(dataset)
 
     def resolved_epsilon(self) -> float | None:
         """The budget to calibrate the noise for; None if the noise itself is given."""

@@ -1,7 +1,8 @@
 """The part of a data set that this rank owns, as one matrix.
 
 A data set holds compact codes; its schema says how they become features: numbers divided by a
-public constant, and one-hot columns of public bins, or of crosses of bins. Every row is scaled to a
+public constant or scaled by public bounds, 0 or 1 for public values, and one-hot columns of public
+bins, or of crosses of bins. Every row is scaled to a
 public norm. Models that embed columns take the number of the level of each column instead: the bin
 where the column is one-hot by itself, otherwise the code. Nothing is fitted to the data.
 
@@ -14,10 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +30,16 @@ from dpsgd.errors import DatasetError
 from dpsgd.models import Inputs
 from preprocess import shards
 from preprocess.errors import DataError
+from preprocess.schema import from_schema
+from preprocess.spec import MAX_BINS, Binary, Bins, Number, OneHot, Spec, num_features
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 SUPPORTED_UNITS = ("record",)
+
+Codes: TypeAlias = Mapping[str, NDArray[Any]]
+"""What is stored of n records, by column; each [n]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +94,17 @@ def _load(path: Path, rank: int, world_size: int, inputs: Inputs) -> Dataset:
     try:
         manifest = shards.read_manifest(path)
         schema = shards.read_schema(path, manifest)
+        spec = from_schema(schema)
         unit = manifest["unit"]
         if unit not in SUPPORTED_UNITS:
             raise DatasetError(
                 f"data set {path}: unit of privacy must be {SUPPORTED_UNITS[0]!r}, got {unit!r}"
+            )
+        check_label(path, spec)
+        if inputs == "levels" and not level_bins(spec):
+            raise DatasetError(
+                f"data set {path}: a model of levels needs columns that are cut into bins, give "
+                f"every column of {spec.name} a one-hot feature by itself"
             )
         num_examples = shards.num_rows(manifest, "train")
         if num_examples == 0:
@@ -99,8 +113,8 @@ def _load(path: Path, rank: int, world_size: int, inputs: Inputs) -> Dataset:
         for split in ("train", "test"):
             bounds = part_bounds(shards.num_rows(manifest, split), world_size)
             codes = shards.read_rows(path, manifest, split, bounds[rank], bounds[rank + 1])
-            features = as_inputs(codes, schema, inputs)
-            parts[split] = Rows(features=features, labels=codes[schema["label"]].astype(np.float32))
+            features = as_inputs(codes, spec, inputs)
+            parts[split] = Rows(features=features, labels=codes[spec.label].astype(np.float32))
     except DataError as error:
         raise DatasetError(str(error)) from None
     except OSError as error:
@@ -117,80 +131,84 @@ def _load(path: Path, rank: int, world_size: int, inputs: Inputs) -> Dataset:
         schema=schema,
         unit=unit,
         num_examples=num_examples,
-        num_features=sum(map(_width, schema["encoding"]["features"])),
-        levels=levels(schema),
+        num_features=num_features(spec),
+        levels=levels(spec),
         inputs=inputs,
         **parts,
     )
 
 
-def as_inputs(
-    codes: Mapping[str, NDArray[np.uint8]], schema: Mapping[str, Any], inputs: Inputs
-) -> NDArray[Any]:
+def check_label(path: Path, spec: Spec) -> None:
+    """Raise DatasetError where the label is not of two classes, which is what models learn."""
+    if spec.num_classes != 2:
+        kind = f"{spec.num_classes} classes" if spec.num_classes else "a number"
+        raise DatasetError(
+            f"data set {path}: label {spec.label} must have two classes to be learned, it is {kind}"
+        )
+
+
+def as_inputs(codes: Codes, spec: Spec, inputs: Inputs) -> NDArray[Any]:
     """Codes of n records to what a model takes: features or levels, n rows."""
     if inputs == "levels":
-        columns = [_cell(codes, [bins]) for bins, _ in _levels(schema)]
+        columns = [_cell(codes, [bins]) for bins in level_bins(spec)]
         return np.ascontiguousarray(np.stack(columns, axis=1))
-    return encode(codes, schema["encoding"])
+    return encode(codes, spec)
 
 
-def encode(codes: Mapping[str, NDArray[np.uint8]], encoding: dict[str, Any]) -> NDArray[np.float32]:
+def encode(codes: Codes, spec: Spec) -> NDArray[np.float32]:
     """Codes of n records to features [n, num_features], every row scaled to the public norm."""
     num_rows = len(next(iter(codes.values())))
-    widths = [_width(feature) for feature in encoding["features"]]
-    features = np.zeros((num_rows, sum(widths)), np.float32)
+    features = np.zeros((num_rows, num_features(spec)), np.float32)
     first = 0
-    for feature, width in zip(encoding["features"], widths, strict=True):
-        if feature["kind"] == "number":
-            features[:, first] = codes[feature["column"]] / np.float32(feature["divide_by"])
+    for feature in spec.features:
+        if isinstance(feature, OneHot):
+            features[np.arange(num_rows), first + _cell(codes, feature.of)] = 1
+            first += prod(len(bins.lower_edges) for bins in feature.of)
+            continue
+        values = codes[feature.column]
+        if isinstance(feature, Number):
+            features[:, first] = values / np.float32(feature.divide_by)
+        elif isinstance(feature, Binary):
+            features[:, first] = np.isin(values, feature.positive)
         else:
-            features[np.arange(num_rows), first + _cell(codes, feature["of"])] = 1
-        first += width
+            place = (values.astype(np.float64) - feature.low) / (feature.high - feature.low)
+            features[:, first] = np.clip(place, 0, 1)
+        first += 1
     norms = np.sqrt(np.einsum("ij,ij->i", features, features))
-    features *= (np.float32(encoding["row_norm"]) / np.maximum(norms, 1e-12))[:, None]
+    features *= (np.float32(spec.row_norm) / np.maximum(norms, 1e-12))[:, None]
     return features
 
 
-def levels(schema: Mapping[str, Any]) -> tuple[int, ...]:
-    """How many levels each column has, for models that embed columns."""
-    return tuple(width for _, width in _levels(schema))
+def levels(spec: Spec) -> tuple[int, ...]:
+    """How many levels each column has, for models that embed columns; none if one has too many."""
+    return tuple(len(bins.lower_edges) for bins in level_bins(spec))
 
 
-def _levels(schema: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:
-    """For each column, in the order of the features: how it is cut, and into how many levels."""
-    features = schema["encoding"]["features"]
-    alone = [f["of"] for f in features if f["kind"] == "one-hot" and len(f["of"]) == 1]
-    cut = {of[0]["column"]: of[0] for of in alone}
-    domains = {column["name"]: (column["low"], column["high"]) for column in schema["columns"]}
-    names = [
-        name
-        for feature in features
-        for name in ([feature["column"]] if feature["kind"] == "number" else
-                     [one["column"] for one in feature["of"]])
-    ]  # fmt: skip
+def level_bins(spec: Spec) -> list[Bins]:
+    """How each column is cut, in the order of the features; nothing if one cannot be cut.
+
+    As where it is one-hot by itself, otherwise into its codes.
+    """
+    alone = [f.of[0] for f in spec.features if isinstance(f, OneHot) and len(f.of) == 1]
+    cut = {bins.column: bins for bins in alone}
     found = []
-    for name in dict.fromkeys(names):
-        low, high = domains[name]
-        bins = cut.get(name, {"column": name, "lower_edges": list(range(low, high + 1))})
-        found.append((bins, len(bins["lower_edges"])))
+    for name in dict.fromkeys(source for feature in spec.features for source in feature.sources):
+        column = spec.column(name)
+        if name not in cut and (column.decimal or column.high - column.low >= MAX_BINS):
+            return []
+        found.append(
+            cut.get(name) or Bins(name, tuple(range(int(column.low), int(column.high) + 1)))
+        )
     return found
 
 
-def _width(feature: dict[str, Any]) -> int:
-    """Number of columns of one feature."""
-    if feature["kind"] == "number":
-        return 1
-    if feature["kind"] == "one-hot":
-        return int(np.prod([len(one["lower_edges"]) for one in feature["of"]]))
-    raise DatasetError(f"feature kind must be number or one-hot, got {feature['kind']!r}")
-
-
-def _cell(codes: Mapping[str, NDArray[np.uint8]], of: list[dict[str, Any]]) -> NDArray[np.int64]:
+def _cell(codes: Codes, of: Sequence[Bins]) -> NDArray[np.int64]:
     """Which column of a one-hot feature is 1, for each record [n]."""
     cell = np.zeros(len(next(iter(codes.values()))), np.int64)
     for one in of:
-        edges = one["lower_edges"]
-        values = np.arange(256)
-        bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, None)
-        cell = cell * len(edges) + bins[codes[one["column"]]]
+        values = codes[one.column]
+        is_small = values.dtype == np.uint8
+        table = np.arange(256) if is_small else values
+        bins = np.clip(np.searchsorted(one.lower_edges, table, side="right") - 1, 0, None)
+        cell = cell * len(one.lower_edges) + (bins[values] if is_small else bins)
     return cell

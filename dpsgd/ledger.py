@@ -5,6 +5,8 @@ One append-only file of JSON lines beside the data set records every run on it:
     {"entry": "run", "run": ..., "unit": "record", "sample_rate": ..., "noise_multiplier": ..., ...}
     {"entry": "reserve", "run": ..., "events": 64}        before the first of these steps
 
+Numbers that preprocess fitted for a budget are a run of one step, of sample rate 1.
+
 Guarantees:
     events are on disk before they are used, on every rank: rank 0 writes, the others wait for it;
     what was spent is never understated: a crash leaves events reserved that were not used, and a
@@ -16,16 +18,14 @@ The file is readable by its owner only; it holds no data and no keys.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpsgd.accounting import Steps
 from dpsgd.errors import ConfigError, PrivacyError, UserError
+from preprocess import ledger
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -88,33 +88,13 @@ class Ledger:
 
 def append(path: Path, entry: dict[str, Any]) -> None:
     """Write one line and sync it. Raises ConfigError where the file cannot be written."""
-    line = (json.dumps(entry, allow_nan=False) + "\n").encode()
     try:
-        new = not path.exists()
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            _drop_torn_line(descriptor)
-            if os.write(descriptor, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if new:
-            _sync_folder(path.parent)
+        ledger.append(path, entry)
     except OSError as error:
         raise ConfigError(
             f"ledger {path} cannot be written: {error.strerror}; give a writable file with "
             f"--ledger or DPSGD_LEDGER"
         ) from None
-
-
-def _drop_torn_line(descriptor: int) -> None:
-    """Cut off a last line without its end: a crash before its sync, so nothing of it was used."""
-    size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        content = os.pread(descriptor, size, 0)
-        os.ftruncate(descriptor, content.rfind(b"\n") + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +179,3 @@ def _lines(path: Path) -> list[str]:
         raise PrivacyError(f"ledger {path} cannot be read: {error}") from None
     complete = text[: text.rfind("\n") + 1]
     return [line for line in complete.splitlines() if line]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

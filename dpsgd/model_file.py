@@ -35,7 +35,7 @@ class TrainedModel:
     model: Model
     params: NDArray[np.float32]
     spec: Spec
-    schema: dict[str, Any]  # that of the spec, as `data.as_inputs` takes it
+    schema: dict[str, Any]  # that of the spec
     privacy: dict[str, Any]  # as in privacy.json
 
 
@@ -52,7 +52,7 @@ def load_model(run: Path) -> TrainedModel:
         with safe_open(path, "numpy") as file:
             metadata = _metadata(file.metadata() or {})
             spec = from_schema(metadata["schema"])
-            _check_inputs(metadata["model"], spec, metadata["schema"])
+            _check_inputs(metadata["model"], spec)
             model = rebuild(metadata["model"])
             params = _params(file, model)
         _check_privacy(metadata["privacy"])
@@ -93,12 +93,12 @@ def _as_object(text: str | bytes, what: str) -> dict[str, Any]:
     return document
 
 
-def _check_inputs(described: dict[str, Any], spec: Spec, schema: dict[str, Any]) -> None:
+def _check_inputs(described: dict[str, Any], spec: Spec) -> None:
     """The model must be made for what the schema gives; it is not built before."""
     check_name(str(described.get("name")))
     if inputs_of(described["name"]) == "levels":
         name, of = "levels", "columns"
-        wanted: Any = list(levels(schema))
+        wanted: Any = list(levels(spec))
     else:
         name, of = "num_features", "encoding"
         wanted = num_features(spec)

@@ -27,9 +27,14 @@ from dpsgd.errors import ConfigError, DatasetError, UserError
 from preprocess import cli
 from preprocess.errors import DataError, UsageError
 from preprocess.output import OWNER_ONLY, check_json, new_file, progress, say, write_json
+from preprocess.records import NOT_IN_UNIVERSE
+from preprocess.sources import find_sources
 
 if TYPE_CHECKING:
-    from preprocess.engines.polars import Block
+    from preprocess.blocks import Block
+    from preprocess.records import Lookup
+    from preprocess.sources import Source
+    from preprocess.spec import Spec
 
 PROG = "dpsgd.predict"
 
@@ -50,8 +55,9 @@ class Predicted:
 
     def add(self, block: Block) -> None:
         """Count a block."""
-        self.scored += block.num_records - len(block.refused)
+        self.scored += len(block.kept)
         self.refused_by_rule.update(refusal.rule for _, refusal in block.refused)
+        self.refused_by_rule[NOT_IN_UNIVERSE] += sum(map(len, block.skipped.values()))
         self.imputed_by_column += block.imputed
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +68,7 @@ class Predicted:
                 "records": self.records,
                 "scored": self.scored,
                 "refused": self.refused_by_rule.total(),
-                "refused_by_rule": dict(self.refused_by_rule.most_common()),
+                "refused_by_rule": dict((+self.refused_by_rule).most_common()),
                 "imputed_by_column": dict(sorted(self.imputed_by_column.items())),
             },
             "privacy": {name: self.privacy.get(name) for name in short},
@@ -74,15 +80,17 @@ def predict_file(
     input: Path | str,
     output: Path | str,
     progress: Callable[[int, int], None] | None = None,
+    join: Path | str | None = None,
 ) -> Predicted:
     """Score a raw file with the model in the folder `run`; write `output`, all of it or nothing.
 
+    `join` is the second file, for a model of records that are joined from two.
     `progress` is called now and then with the records and bytes done so far. Raises DatasetError if
     the model or the input cannot be used, or none of its records is valid, and ConfigError if the
     output cannot be written. What was at `output` is then as it was.
     """
     try:
-        return _predict(Path(run), Path(input), Path(output), progress)
+        return _predict(Path(run), Path(input), Path(output), progress, join)
     except DataError as error:
         raise DatasetError(str(error)) from None
     except UsageError as error:
@@ -90,18 +98,25 @@ def predict_file(
 
 
 def _predict(
-    run: Path, raw: Path, output: Path, progress: Callable[[int, int], None] | None
+    run: Path,
+    raw: Path,
+    output: Path,
+    progress: Callable[[int, int], None] | None,
+    join: Path | str | None,
 ) -> Predicted:
-    if os.path.realpath(output) in map(os.path.realpath, (raw, *run.glob("*"))):
+    read = [raw, *run.glob("*"), *([] if join is None else [join])]
+    if os.path.realpath(output) in map(os.path.realpath, read):
         raise UsageError(f"--output must not replace what is read, got {output}")
     with new_file("--output", output, OWNER_ONLY) as file:
         from dpsgd import model_file, scoring  # usage is checked before numpy is loaded
-        from preprocess.engines import polars as engine
+        from preprocess import blocks
 
         trained = model_file.load_model(run)
+        lookup = _lookup(trained.spec, join)
+        source = _one(raw, "--input")
         done, num_bytes, first = Predicted(privacy=trained.privacy), 0, ""
         file.write(scoring.HEADER.encode())
-        for block in engine.read(raw, trained.spec, features_only=True):
+        for block in blocks.read(source, trained.spec, lookup, features_only=True):
             file.write(scoring.rows_of(block, trained).encode())
             done.add(block)
             num_bytes += block.num_bytes
@@ -114,6 +129,27 @@ def _predict(
             found = refused if first else "only a header"
             raise DataError(f"{raw} must have a valid record, got {found}")
     return done
+
+
+def _lookup(spec: Spec, join: Path | str | None) -> Lookup | None:
+    """The second file of a spec that has one."""
+    if (spec.join is None) != (join is None):
+        needed = (
+            f"be given: records are joined with {spec.join.name}" if spec.join else "not be given"
+        )
+        raise UsageError(f"--join must {needed}")
+    if join is None:
+        return None
+    from preprocess.join import read_lookup
+
+    return read_lookup(_one(Path(join), "--join"), spec)
+
+
+def _one(path: Path, flag: str) -> Source:
+    sources = find_sources([path])
+    if len(sources) > 1:
+        raise UsageError(f"{flag} must be one file, got {path}: it holds {len(sources)}")
+    return sources[0]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -137,10 +173,14 @@ def _command(arguments: Sequence[str]) -> None:
         metavar="FILE",
         help="write a JSON report: to FILE, or alone on stdout",
     )
+    add("--join", type=Path, metavar="RAW.csv", help="second file, for a model of joined records")
     options = parser.parse(arguments)
     check_json(options.json, options.input, options.output, options.run)
     started = time.monotonic()
-    done = predict_file(options.run, options.input, options.output, progress(PROG, options.input))
+    size = options.input.stat().st_size if options.input.is_file() else 0
+    done = predict_file(
+        options.run, options.input, options.output, progress(PROG, size), options.join
+    )
     seconds = round(time.monotonic() - started, 3)
     places = {name: str(getattr(options, name)) for name in ("run", "input", "output")}
     report = places | {"seconds": seconds} | done.to_json()

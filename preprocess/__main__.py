@@ -17,22 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from preprocess import cli, engines, specs, summary
 from preprocess.errors import DataError, UsageError
+from preprocess.fitted import fitted_columns, without_fitted
+from preprocess.ledger import beside
 from preprocess.output import check_json, progress, say, write_json
-from preprocess.shards import FORMAT, MANIFEST, QUARANTINE, read_manifest
+from preprocess.shards import MANIFEST, QUARANTINE, read_manifest
 from preprocess.sources import Source, find_sources
 from preprocess.spec import Spec
-from preprocess.split import DEFAULT_SALT, DEFAULT_SHARDS, DEFAULT_TEST_FRACTION, HASH_NAME, Split
-from preprocess.writer import (
-    check_target,
-    is_made_from,
-    new_dataset,
-    origin,
-    scratch_folder,
-    write_dataset,
-)
+from preprocess.split import DEFAULT_SALT, DEFAULT_SHARDS, DEFAULT_TEST_FRACTION, Split
+from preprocess.writer import check_target, is_made_from, origin
 
 if TYPE_CHECKING:
     from preprocess.gather import Found
+    from preprocess.statistics import Budget
 
 PROG = "preprocess"
 DEFAULT_MAX_BAD_FRACTION = 0.5
@@ -109,6 +105,13 @@ def _parser(*, is_dry: bool = False) -> cli.Parser:
         help="write no data set if more of the records than this are refused, in [0, 1]; default "
         f"{DEFAULT_MAX_BAD_FRACTION}",
     )
+    add(
+        "--ledger",
+        type=Path,
+        default=os.environ.get("DPSGD_LEDGER") or None,
+        metavar="FILE",
+        help="privacy ledger, for a spec with private statistics; default: beside the data set",
+    )
     add("--force", action="store_true", help="make a data set that is there and up to date again")
     add(
         "--json",
@@ -127,72 +130,88 @@ def _command(arguments: Sequence[str]) -> None:
     )
     engine = engines.resolve(options.engine)
     _check_numbers(options)
-    spec = specs.read_spec(options.spec)
+    document = specs.read_document(options.spec)
+    columns = fitted_columns(document)
+    spec = specs.as_spec(options.spec, without_fitted(document) if columns else document)
     _check_join(options, spec)
+    budget = _check_budget(options, document, spec) if columns else None
     sources = find_sources(options.input)
     joined = find_sources([options.join]) if options.join else []
     if len(joined) > 1:
         raise UsageError(f"--join must be one file, got {options.join}: it holds {len(joined)}")
     _check_paths(options, [*sources, *joined])
-    made_from = origin([*sources, *joined], spec, split)
+    made_from = origin([*sources, *joined], document, split)
     if not options.dry_run and not options.force and is_made_from(options.output, made_from):
         _tell_up_to_date(options)
         return
-    facts = {
-        "format": FORMAT,
-        "spec": spec.name,
-        "unit": spec.unit.kind,
-        "unit_key": spec.unit.key or None,
-        "max_records_per_unit": spec.unit.max_records,
-        "engine": engine,
-        "split": {"hash": HASH_NAME, "salt": split.salt, "test_fraction": split.test_fraction,
-                  "shards": split.shards},
-        "made_from": made_from,
-    }  # fmt: skip
-    _make(options, facts, spec, split, sources, joined)
-
-
-def _make(
-    options: argparse.Namespace,
-    facts: dict[str, Any],
-    spec: Spec,
-    split: Split,
-    sources: list[Source],
-    joined: list[Source],
-) -> None:
-    """Do the work and tell about it."""
-    from preprocess.engines.base import Job
-    from preprocess.gather import Gathered
+    more: dict[str, Any] = {}
+    if budget is not None:
+        spec = _fit(options, document, sources, joined, budget)
+        more["private_statistics"] = {
+            "columns": columns, "epsilon": budget.epsilon, "delta": budget.delta,
+            "noise_multiplier": budget.noise_multiplier, "ledger": str(_ledger_of(options)),
+        }  # fmt: skip
+    from preprocess.making import make_dataset
 
     started = time.monotonic()
     replaced = options.output is not None and (options.output / MANIFEST).is_file()
-    engine = engines.load(facts["engine"])
     total = sum(source.num_bytes for source in sources)
-    with scratch_folder(None if options.dry_run else options.output) as scratch:
-        job = Job(
-            spec=spec,
-            split=split,
-            sources=sources,
-            joined=joined[0] if joined else None,
-            scratch=scratch,
-            processes=options.processes,
-            master=options.master,
-            progress=progress(PROG, total if all(s.packing != "gzip" for s in sources) else 0),
-        )
-        if options.dry_run:
-            with Gathered(job, None) as gathered:
-                gathered.take(engine(job))
-            for _ in gathered.shards():
-                pass  # counts them
-        else:
-            with new_dataset(options.output) as folder:
-                with Gathered(job, folder / QUARANTINE) as gathered:
-                    gathered.take(engine(job))
-                _check_found(options, gathered.found)
-                write_dataset(folder, gathered, facts, job)
+    is_known = all(source.packing != "gzip" for source in sources)
+    found = make_dataset(
+        spec,
+        sources,
+        None if options.dry_run else options.output,
+        joined=joined[0] if joined else None,
+        split=split,
+        engine=engine,
+        processes=options.processes,
+        master=options.master,
+        progress=progress(PROG, total if is_known else 0),
+        check=lambda found: _check_found(options, found),
+        made_from=made_from,
+        more=more,
+    )
     seconds = time.monotonic() - started
-    _tell(options, gathered.found, spec, facts | {"replaced": replaced}, seconds)
-    _check_found(options, gathered.found)  # a dry run first says why
+    facts = {"spec": spec.name, "unit": spec.unit.kind, "engine": engine,
+             "split": made_from["split"], "replaced": replaced}  # fmt: skip
+    _tell(options, found, spec, facts, seconds)
+    _check_found(options, found)  # a dry run first says why
+
+
+def _check_budget(options: argparse.Namespace, document: dict[str, Any], spec: Spec) -> Budget:
+    """The budget for fitted numbers, if all is there to pay for them."""
+    from preprocess.statistics import budget_of
+
+    if options.dry_run:
+        raise UsageError("--dry-run must not be given for a spec with fitted numbers: they cost")
+    if spec.unit.kind != "record":
+        raise UsageError(f"unit must be record to fit numbers of a spec, got {spec.unit.kind}")
+    return budget_of(document)
+
+
+def _fit(
+    options: argparse.Namespace,
+    document: dict[str, Any],
+    sources: list[Source],
+    joined: list[Source],
+    budget: Budget,
+) -> Spec:
+    """Charge, then read the fitted numbers off noisy histograms."""
+    from preprocess.fitted import fit
+    from preprocess.join import read_lookup
+    from preprocess.statistics import charge, draw
+
+    plain = specs.as_spec(options.spec, without_fitted(document))
+    lookup = read_lookup(joined[0], plain) if joined else None
+    check_target(options.output)
+    charge(_ledger_of(options), budget, plain.unit.kind)
+    resolved = fit(document, lambda plain, needs: draw(plain, needs, sources, lookup, budget))
+    return specs.as_spec(options.spec, resolved)
+
+
+def _ledger_of(options: argparse.Namespace) -> Path:
+    path: Path | None = options.ledger
+    return beside(options.output) if path is None else path
 
 
 def _check_numbers(options: argparse.Namespace) -> None:

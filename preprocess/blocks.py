@@ -27,7 +27,7 @@ import polars as pl
 import polars_hash
 from numpy.typing import NDArray
 
-from preprocess.header import read_header
+from preprocess.header import BOM, read_header
 from preprocess.records import (
     NOT_IN_UNIVERSE,
     Layout,
@@ -158,7 +158,8 @@ class _Known:
         code = read_token(self._token_of(text), self._column, self._spec)
         outcome = CLEAN
         if isinstance(code, str):
-            code, outcome = 0, SKIPPED if code == NOT_IN_UNIVERSE else REFUSED
+            outcome = SKIPPED if code == NOT_IN_UNIVERSE else REFUSED
+            code = 0
         elif code is None:
             assert self._column.impute is not None
             code, outcome = self._column.impute, IMPUTED
@@ -228,7 +229,7 @@ class _Reader:
         plain = _selected(text, buffer, starts, ends, at)
         lines, fields = _as_lines(plain, len(at)), self._as_fields(plain, len(at))
         codes, outcomes = self._look_up(fields)
-        is_right = (outcomes < SKIPPED).all(axis=0)  # [plain]
+        is_right = np.asarray((outcomes < SKIPPED).all(axis=0))  # [plain]
         first_wrong = (outcomes >= SKIPPED).argmax(axis=0)
         is_skipped = ~is_right & (outcomes[first_wrong, np.arange(len(at))] == SKIPPED)
         is_odd = np.ones(len(ends), np.bool_)
@@ -277,13 +278,13 @@ class _Reader:
         ends: NDArray[np.intp],
     ) -> NDArray[np.bool_]:
         """Which lines are plain [lines]."""
-        is_plain = (
-            _count(buffer, self._layout.spec.separator, starts) == self._layout.num_fields - 1
-        )
+        num_separators = _count(buffer, self._layout.spec.separator, starts)
+        is_plain: NDArray[np.bool_] = num_separators == self._layout.num_fields - 1
         suspects = np.zeros(len(starts), np.bool_)
         if self._layout.num_fields == 1:
             suspects |= np.add.reduceat(buffer > ord(" "), starts, dtype=np.uint32) == 0
         if not text.isascii():
+            suspects |= buffer[starts] == BOM[0]  # Polars drops a BOM where a text begins
             try:
                 text.decode()
             except UnicodeDecodeError:
@@ -373,7 +374,7 @@ class _Reader:
         odd: _Odd,
         order: NDArray[np.intp],
     ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """The words of the digests of lines and of units; `order` takes plain ones, then odd ones."""
+        """The words of the digests of lines and of units, plain ones before `order` is applied."""
         none = np.empty((0, 3), np.uint64)
         if self._split is None:
             return none, none

@@ -181,8 +181,9 @@ def _out_of_range(fields: list[bytes], where: int, how: int, truth: Truth) -> No
 
 def _outside(column: Column) -> list[int]:
     """Numbers just outside, valid ones if cut to one or two bytes, and the longest."""
-    below = [column.low - 1] if column.low else []  # -1 would not even be a value
-    return [*below, column.high + 1, column.low + 2**8, column.low + 2**16, 999_999_999]
+    low, high = int(column.low), int(column.high)
+    below = [low - 1] if low else []  # -1 would not even be a value
+    return [*below, high + 1, low + 2**8, low + 2**16, 999_999_999]
 
 
 def _ragged(fields: list[bytes], where: int, how: int, truth: Truth) -> None:

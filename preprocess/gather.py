@@ -157,8 +157,7 @@ class Gathered:
             for shard in range(num_shards):
                 place = side * num_shards + shard
                 rows = by_place.pop(place, np.empty(0, self._type))
-                path = self._path(place)
-                if self._spilled and path.exists():
+                if self._spilled and (path := self._path(place)).exists():
                     rows = np.fromfile(path, self._type)
                     path.unlink()
                 yield side, self._in_order(rows, SIDES[side])
@@ -184,7 +183,7 @@ class Gathered:
         order = np.argsort(places, kind="stable")
         places = places[order]
         starts = np.flatnonzero(np.diff(places, prepend=-1))
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=False):  # no rows, no start
             yield int(places[start]), rows[order[start:stop]]
 
     def _spill(self) -> None:

@@ -167,7 +167,7 @@ def read_record(
 
 
 def read_token(token: str, column: Column, spec: Spec) -> float | str | None:
-    """What is stored, the rule that the token breaks, or None for a missing answer to be imputed."""
+    """What is stored, the rule that the token breaks, or None: missing, and to be imputed."""
     value = _value(token, column)
     if value is None:
         if token.lower() in spec.missing_tokens:

@@ -7,11 +7,11 @@
             cache/train.codes           the same without Parquet, for the memory map of a reader
             quarantine.csv              refused records: file, line, column, value, rule; mode 0600
 
-A split ("train" or "test") is the concatenation of its shards. Where the unit of privacy has several
-records, a shard has a column `_unit` that numbers its units from 0; the records of a unit follow
-each other. The cache holds, for each shard, one column after the other as it lies in memory; it may
-be deleted. Importing this module is cheap: Polars and numpy come only when rows are read. Every
-function raises DataError with the name of the file at fault.
+A split ("train" or "test") is the concatenation of its shards. Where the unit of privacy may have
+several records, a shard has a column `_unit` that numbers its units from 0; the records of a unit
+follow each other. The cache holds, for each shard, one column after the other as it lies in memory;
+it may be deleted. Importing this module is cheap: Polars and numpy come only when rows are read.
+Every function raises DataError with the name of the file at fault.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import re
 import zlib
 from pathlib import Path
@@ -27,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from preprocess.errors import DataError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 FORMAT = 2
@@ -132,19 +132,18 @@ def read_rows(
     }
 
 
-def _map_cache(dataset: Path, manifest: dict[str, Any], split: str) -> NDArray[np.uint8] | None:
+def _map_cache(dataset: Path, manifest: dict[str, Any], split: str) -> memoryview | None:
     """The bytes of the cache, or None where it is not there or not whole."""
-    import numpy as np
-
     path = dataset / cache_path(split)
     entries = [entry.get("cache") for entry in _parts(manifest, split)]
-    if not all(_is_cache_entry(entry) for entry in entries):
+    if not all(map(_is_cache_entry, entries)):
         return None
-    size = sum(entry["bytes"] for entry in entries)
+    size = sum(entry["bytes"] for entry in entries if entry)
     try:
         if not size or path.stat().st_size != size:
             return None
-        return np.memmap(path, np.uint8, mode="c")
+        with path.open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
     except OSError:
         return None
 
@@ -157,7 +156,7 @@ def _is_cache_entry(entry: Any) -> bool:
 
 
 def _read_cached(
-    cache: NDArray[np.uint8] | None, entry: dict[str, Any], types: dict[str, str]
+    cache: memoryview | None, entry: dict[str, Any], types: dict[str, str]
 ) -> dict[str, NDArray[Any]] | None:
     """A shard of the cache, or None where it is not what the manifest says."""
     import numpy as np
@@ -172,7 +171,7 @@ def _read_cached(
     columns = {}
     offset = 0
     for name, size in sizes.items():
-        columns[name] = content[offset : offset + size].view(types[name])
+        columns[name] = np.frombuffer(content[offset : offset + size], types[name])
         offset += size
     return columns
 

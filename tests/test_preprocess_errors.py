@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers import Launch
 from preprocess import __main__ as command
 from preprocess import engines
-from preprocess.specs import CENSUS_2000
-from preprocess_samples import GOOD, run
+from preprocess_samples import GOOD, HEADER, contents, run
 
 ROOT = Path(__file__).parents[1]
 CALIFORNIA = ROOT.parent / "shared/data/census/california_2000_extract.csv"
-HEADER = ",".join(CENSUS_2000.header)
 
 
 def fail(capsys: pytest.CaptureFixture[str], code: int, words: str, *arguments: str | Path) -> None:
@@ -58,11 +57,24 @@ def test_a_misspelt_flag_is_one_line_that_names_the_right_one():
         (["--input", "a", "--output", "b", "--test-fraction", "x"], "x"),
         (["--input", "a", "--output", "b", "--json", "no/such/folder/x"], "no/such/folder/x"),
         (["--input", "s/raw.csv", "--output", "s"], "must not contain the input"),
+        (["--input", "a", "s/raw.csv", "--output", "s"], "must not contain the input"),
         (["--input", "s/raw.csv", "--output", "s/raw.csv"], "must not contain the input"),
         (["--input", "s/raw.csv", "--output", "s", "--dry-run"], "must not contain the input"),
         (["--input", "a", "--output", "b", "--json", "./a"], "a file of its own, got a"),
         (["--dry-run"], "are required: --input\n"),
         (["--input", "a", "--dri-run"], "did you mean --dry-run?"),
+        (["--input", "a", "--dry-run", "--max-bad-fraction", "1.5"], "in [0, 1], got 1.5"),
+        (["--input", "a", "--dry-run", "--max-bad-fraction", "nan"], "in [0, 1], got nan"),
+        (["--input", "a", "--dry-run", "--processes", "0"], "--processes must be in 1..1024"),
+        (["--input", "a", "--dry-run", "--shards", "65537"], "in 1..65536, got 65537"),
+        (["--input", "a", "./a", "--dry-run"], "every file once, got a twice"),
+        (["--input", "a", "s/../a", "--dry-run"], "every file once, got a twice"),
+        (["--input", "a", "--dry-run", "--join", "s/raw.csv"], "census-2000 has one file only"),
+        (["--input", "a", "--dry-run", "--spec", "oregon-2000"], "second file, households"),
+        (["--input", "a", "--dry-run", "--spec", "censsus-2000"], "mean census-2000?"),
+        (["--input", "a", "--dry-run", "--spec", "xyz"], "oregon-2000, got 'xyz'"),
+        (["--input", "a", "--dry-run", "--spec", "x.toml"], "an existing file, got x.toml"),
+        (["--input", "a", "--dry-run", "--spec", "s/"], "spec must be readable, got s"),
     ],
 )
 def test_a_usage_error_is_one_line_and_code_2(
@@ -73,8 +85,14 @@ def test_a_usage_error_is_one_line_and_code_2(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engines, "load", None)  # an error that comes after the work is another one
+    for name in ("a", "s/raw.csv"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"{HEADER}\n{GOOD}\n")
+    before = contents(tmp_path)
     fail(capsys, 2, words, *arguments)
-    assert list(tmp_path.iterdir()) == []
+    assert contents(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "s"]
 
 
 def test_an_output_that_cannot_be_written_is_code_2(
@@ -84,7 +102,7 @@ def test_an_output_that_cannot_be_written_is_code_2(
     file.write_text("x")
     for target in (file, file / "below"):
         fail(capsys, 2, "output must be", "--input", raw, "--output", target)
-    fail(capsys, 2, "it is not empty", "--input", "elsewhere.csv", "--output", tmp_path)
+    fail(capsys, 2, "it is not empty", "--input", raw, "--output", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -130,6 +148,7 @@ def test_a_dry_run_without_a_valid_record_is_code_5_after_it_said_why(
     assert "Next" not in captured.out
     assert captured.err.startswith(f"preprocess: error: {path} must have a valid record, got ")
     assert len(captured.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [path]
     fail(capsys, 5, "existing file", "--input", tmp_path / "absent", "--dry-run")
 
 
@@ -144,13 +163,14 @@ def test_a_dry_run_without_a_valid_record_is_code_5_after_it_said_why(
 def test_a_python_without_the_packages_is_one_line_with_the_cure(
     arguments: list[str], python: Launch, tmp_path: Path
 ):
+    (tmp_path / "raw.csv").write_text(f"{HEADER}\n{GOOD}\n")
     done = python("-S", "-m", *arguments, PYTHONPATH=str(ROOT))  # -S: without site-packages
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         f"{arguments[0]}: error: the package numpy must be installed for {sys.executable}, it is "
         "not: make install, or start with .venv/bin/python\n"
     )
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["raw.csv"]
 
 
 def test_only_a_package_of_others_can_be_missing(
@@ -195,12 +215,15 @@ def test_a_folder_and_an_unreadable_file_as_input_are_code_5(
     raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     fail(capsys, 5, "got the folder", "--input", tmp_path, "--output", tmp_path / "x" / "set")
-    monkeypatch.setattr(Path, "open", _forbidden)  # root may read everything: chmod shows nothing
+    open_path = Path.open
+
+    def forbidden(self: Path, *arguments: Any, **more: Any) -> Any:
+        if self == raw:  # root may read everything: chmod shows nothing
+            raise PermissionError(13, "Permission denied", str(self))
+        return open_path(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", forbidden)
     fail(capsys, 5, "Permission denied", "--input", raw, "--output", tmp_path / "set")
-
-
-def _forbidden(self: Path, mode: str) -> None:
-    raise PermissionError(13, "Permission denied", str(self))
 
 
 def test_a_utf16_file_is_told_to_become_utf8(tmp_path: Path):

@@ -62,16 +62,24 @@ def test_json_is_strict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_progress_comes_at_most_every_two_seconds(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    path = tmp_path / "raw.csv"
-    path.write_bytes(b"x" * 1000)
     seconds = iter([0.0, 1.0, 2.5, 3.0, 4.0, 4.6])
     monkeypatch.setattr(output.time, "monotonic", lambda: next(seconds))
-    report = output.progress("prog", path)
+    report = output.progress("prog", 1000)
     for step in range(1, 6):
         report(step * 1000, step * 100)
     assert capsys.readouterr().err.splitlines() == [
-        "prog: 2,000 records, 20% of the file, 800 records/s",
-        "prog: 5,000 records, 50% of the file, 1,087 records/s",
+        "prog: 2,000 records, 20% of the input, 800 records/s",
+        "prog: 5,000 records, 50% of the input, 1,087 records/s",
     ]
+
+
+def test_progress_never_says_more_than_all_and_no_part_of_a_total_that_is_not_known(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    for total, words in ((1000, "100% of the input, "), (0, "")):
+        seconds = iter([0.0, 2.0])
+        monkeypatch.setattr(output.time, "monotonic", lambda seconds=seconds: next(seconds))
+        output.progress("prog", total)(4000, 1001)
+        assert capsys.readouterr().err == f"prog: 4,000 records, {words}2,000 records/s\n"

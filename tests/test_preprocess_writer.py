@@ -9,16 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from preprocess import shards, writer
+from preprocess import gather, shards, writer
 from preprocess.errors import UsageError
-from preprocess.specs import CENSUS_2000
-from preprocess.split import Split
-from preprocess.writer import new_dataset, write_dataset
-from preprocess_samples import cleaned, write
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+from preprocess.gather import Gathered
+from preprocess.writer import new_dataset
+from preprocess_samples import cleaned, contents, write, write_into
 
 
 def test_the_manifest_counts_and_says_what_the_counts_are(tmp_path: Path):
@@ -33,13 +28,8 @@ def test_the_manifest_counts_and_says_what_the_counts_are(tmp_path: Path):
         "test": 40,
     }
     assert "not covered by any epsilon" in manifest["counts_note"]
-    assert manifest["unit"] == "record"
-    assert manifest["split"] == {
-        "hash": "sha256",
-        "salt": Split().salt,
-        "test_fraction": 0.2,
-        "shards": 4,
-    }
+    assert manifest["unit"] == "record", "the facts that the writer is given are in it"
+    assert list(manifest)[:2] == ["format", "unit"]
 
 
 def test_the_quarantine_can_be_read_back_and_only_by_the_user(tmp_path: Path):
@@ -48,9 +38,9 @@ def test_the_quarantine_can_be_read_back_and_only_by_the_user(tmp_path: Path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [
-            ["line", "column", "value", "rule"],
-            ["7", "age", 'a"b,c', "not-an-integer"],
-            ["9", "", "17", "field-count"],
+            ["file", "line", "column", "value", "rule"],
+            ["raw.csv", "7", "age", 'a"b,c', "not-an-integer"],
+            ["raw.csv", "9", "", "17", "field-count"],
         ]
 
 
@@ -74,7 +64,7 @@ def test_the_folder_is_private_while_it_is_built_and_the_manifest_comes_last(
     with new_dataset(tmp_path / "set") as folder:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert folder.parent == tmp_path
-        write_dataset(folder, cleaned(), CENSUS_2000, Split(shards=4), "polars")
+        write_into(folder)
         assert not (tmp_path / "set").exists()
     assert written[-1] == "manifest.json"
     assert written.count("manifest.json") == 1
@@ -82,10 +72,18 @@ def test_the_folder_is_private_while_it_is_built_and_the_manifest_comes_last(
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-@pytest.mark.parametrize("step", ["_write_synced", "_write_quarantine", "_write_parts", "_publish"])
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [(writer, "_write_synced"), (writer, "_write_parts"), (writer, "new_synced"),
+     (writer, "_publish"), (Gathered, "take"), (Gathered, "shards"), (gather.os, "fsync")],
+)  # fmt: skip
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_crash_midway_leaves_nothing_or_what_was_there(
-    step: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: object,
+    step: str,
+    error: BaseException,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     write(tmp_path / "there")
     before = contents(tmp_path)
@@ -93,7 +91,7 @@ def test_a_crash_midway_leaves_nothing_or_what_was_there(
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(writer, step, fail)
+    monkeypatch.setattr(owner, step, fail)
     for target in ("there", "new", "a/b/new"):
         with pytest.raises((UsageError, KeyboardInterrupt)):
             write(tmp_path / target)

@@ -11,23 +11,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from preprocess import engines, synthetic
-from preprocess.engines.base import Cleaned
+from preprocess import synthetic
+from preprocess.engines.base import Batch
 from preprocess.errors import UsageError
 from preprocess.specs import CENSUS_2000
-from preprocess.split import Split
 from preprocess.synthetic import synthetic_text, write_synthetic
+from preprocess_samples import NAMES, clean, codes_of, job_of
 
 ONE = ["--rows", "1", "--seed", "1", "--output", "x"]
-NAMES = [column.name for column in CENSUS_2000.columns]
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Cleaned:
+def people(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     path = tmp_path_factory.mktemp("synthetic") / "raw.csv"
     write_synthetic(path, 25_000, seed=1)
-    clean = engines.load("polars")
-    return clean(path, CENSUS_2000, Split(), lambda records, num_bytes: None)
+    return clean("polars", job_of(path, folder=path.parent))
 
 
 def features_44(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -37,28 +35,29 @@ def features_44(codes: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.column_stack([age_bins, np.eye(16)[educ - 1], bits, age / 100])
 
 
-def test_every_record_is_valid(people: Cleaned):
-    assert people.codes.shape == (25_000, 14)
+def test_every_record_is_valid(people: Batch):
+    assert len(people.rows) == 25_000
     assert people.refused == []
     assert not people.imputed
 
 
-def test_a_logistic_regression_finds_about_what_it_finds_in_real_records(people: Cleaned):
+def test_a_logistic_regression_finds_about_what_it_finds_in_real_records(people: Batch):
     """Real records give .801 on average over splits; one split of 5,000 is good to about .007."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    features, label = features_44(people.codes), people.codes[:, -1]
+    codes = np.array(codes_of(people), np.uint8)
+    features, label = features_44(codes), codes[:, -1]
     assert features.shape[1] == 44
-    train = people.sides == 0
+    train = people.rows["_side"] == 0
     model = LogisticRegression(max_iter=1000).fit(features[train], label[train])
     auc = roc_auc_score(label[~train], model.predict_proba(features[~train])[:, 1])
     assert 0.775 < auc < 0.83
     assert 0.61 < label.mean() < 0.65
 
 
-def test_marginals_resemble_the_county(people: Cleaned):
-    codes = {name: people.codes[:, i].astype(float) for i, name in enumerate(NAMES)}
+def test_marginals_resemble_the_county(people: Batch):
+    codes = {name: people.rows[name].astype(float) for name in NAMES}
     assert (codes["age"].min(), codes["age"].max()) == (18, 93)
     assert set(codes["educ"]) == set(range(1, 17))
     for name, mean in {"sex": 0.527, "married": 0.441, "black": 0.423, "disability": 0.219,

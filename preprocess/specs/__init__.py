@@ -44,13 +44,17 @@ def read_document(name: str) -> dict[str, Any]:
         raise DataError(f"spec {path} must be TOML: {error}") from None
 
 
-def read_spec(name: str) -> Spec:
-    """The spec of that name or file; an error names the file."""
+def as_spec(name: str, document: dict[str, Any]) -> Spec:
+    """The spec that a document is; an error names where it comes from."""
     try:
-        return from_schema(read_document(name))
+        return from_schema(document)
     except DataError as error:
-        message = str(error)
-        raise DataError(message if message.startswith("spec ") else f"{name}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
+
+
+def read_spec(name: str) -> Spec:
+    """The spec of that name or file, without fitted numbers."""
+    return as_spec(name, read_document(name))
 
 
 @cache

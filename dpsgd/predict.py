@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from preprocess.errors import DataError, UsageError
 from preprocess.output import OWNER_ONLY, check_json, new_file, progress, say, write_json
 from preprocess.records import NOT_IN_UNIVERSE
 from preprocess.sources import find_sources
+from preprocess.writer import scratch_folder
 
 if TYPE_CHECKING:
     from preprocess.blocks import Block
@@ -57,7 +59,8 @@ class Predicted:
         """Count a block."""
         self.scored += len(block.kept)
         self.refused_by_rule.update(refusal.rule for _, refusal in block.refused)
-        self.refused_by_rule[NOT_IN_UNIVERSE] += sum(map(len, block.skipped.values()))
+        if skipped := sum(map(len, block.skipped.values())):
+            self.refused_by_rule[NOT_IN_UNIVERSE] += skipped
         self.imputed_by_column += block.imputed
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class Predicted:
                 "records": self.records,
                 "scored": self.scored,
                 "refused": self.refused_by_rule.total(),
-                "refused_by_rule": dict((+self.refused_by_rule).most_common()),
+                "refused_by_rule": dict(self.refused_by_rule.most_common()),
                 "imputed_by_column": dict(sorted(self.imputed_by_column.items())),
             },
             "privacy": {name: self.privacy.get(name) for name in short},
@@ -107,13 +110,15 @@ def _predict(
     read = [raw, *run.glob("*"), *([] if join is None else [join])]
     if os.path.realpath(output) in map(os.path.realpath, read):
         raise UsageError(f"--output must not replace what is read, got {output}")
-    with new_file("--output", output, OWNER_ONLY) as file:
+    with new_file("--output", output, OWNER_ONLY) as file, ExitStack() as stack:
         from dpsgd import model_file, scoring  # usage is checked before numpy is loaded
         from preprocess import blocks
+        from preprocess.parquet import readable
 
         trained = model_file.load_model(run)
+        scratch = stack.enter_context(scratch_folder(None))
         lookup = _lookup(trained.spec, join)
-        source = _one(raw, "--input")
+        source = readable(_one(raw, "--input"), trained.spec, scratch)
         done, num_bytes, first = Predicted(privacy=trained.privacy), 0, ""
         file.write(scoring.HEADER.encode())
         for block in blocks.read(source, trained.spec, lookup, features_only=True):

@@ -24,7 +24,7 @@ from preprocess.shards import MANIFEST, QUARANTINE, read_manifest
 from preprocess.sources import Source, find_sources
 from preprocess.spec import Spec
 from preprocess.split import DEFAULT_SALT, DEFAULT_SHARDS, DEFAULT_TEST_FRACTION, Split
-from preprocess.writer import check_target, is_made_from, origin
+from preprocess.writer import check_target, is_made_from, origin, scratch_folder
 
 if TYPE_CHECKING:
     from preprocess.gather import Found
@@ -199,13 +199,17 @@ def _fit(
     """Charge, then read the fitted numbers off noisy histograms."""
     from preprocess.fitted import fit
     from preprocess.join import read_lookup
+    from preprocess.parquet import readable
     from preprocess.statistics import charge, draw
 
     plain = specs.as_spec(options.spec, without_fitted(document))
-    lookup = read_lookup(joined[0], plain) if joined else None
     check_target(options.output)
-    charge(_ledger_of(options), budget, plain.unit.kind)
-    resolved = fit(document, lambda plain, needs: draw(plain, needs, sources, lookup, budget))
+    with scratch_folder(options.output) as scratch:
+        files = [readable(source, plain, scratch) for source in sources]
+        second = [readable(source, plain, scratch) for source in joined]
+        lookup = read_lookup(second[0], plain) if second else None
+        charge(_ledger_of(options), budget, plain.unit.kind)
+        resolved = fit(document, lambda plain, needs: draw(plain, needs, files, lookup, budget))
     return specs.as_spec(options.spec, resolved)
 
 

@@ -103,7 +103,9 @@ class Gathered:
         self._file = None
         if quarantine is not None:
             descriptor = os.open(quarantine, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            self._file = os.fdopen(descriptor, "w", encoding="utf-8", newline="")
+            self._file = os.fdopen(
+                descriptor, "w", encoding="utf-8", errors="surrogateescape", newline=""
+            )
             self._quarantine = csv.writer(self._file, lineterminator="\n")
             self._quarantine.writerow(["file", "line", "column", "value", "rule"])
 

@@ -1,7 +1,8 @@
 """From raw files to a data set, whichever engine does the work; what all commands share.
 
-from preprocess import making, sources, specs
-making.make_dataset(specs.read_spec("adult"), sources.find_sources(["adult.data"]), Path("data/adult"))
+    make_dataset(specs.read_spec("adult"), find_sources(["adult.data"]), Path("data/adult"))
+
+Nothing is fitted here, and nothing charged: `preprocess.__main__` does that before.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from preprocess import engines
 from preprocess.engines.base import Engine, Job, Progress
 from preprocess.gather import Found, Gathered
-from preprocess.parquet import as_text
+from preprocess.parquet import readable
 from preprocess.schema import as_schema
 from preprocess.shards import FORMAT, QUARANTINE
 from preprocess.sources import Source
@@ -52,8 +53,8 @@ def make_dataset(
         job = Job(
             spec=spec,
             split=split,
-            sources=[_as_readable(source, spec, scratch) for source in sources],
-            joined=_as_readable(joined, spec, scratch) if joined else None,
+            sources=[readable(source, spec, scratch) for source in sources],
+            joined=readable(joined, spec, scratch) if joined else None,
             scratch=scratch,
             processes=processes or os.cpu_count() or 1,
             master=master,
@@ -83,8 +84,3 @@ def make_dataset(
             }  # fmt: skip
             write_dataset(folder, gathered, facts, job)
         return gathered.found
-
-
-def _as_readable(source: Source, spec: Spec, scratch: Callable[[], Path]) -> Source:
-    """The source, as text if it is a Parquet file."""
-    return as_text(source, spec, scratch()) if source.packing == "parquet" else source

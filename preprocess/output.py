@@ -76,6 +76,7 @@ def write_json(target: str, document: dict[str, Any]) -> None:
 
 def say(text: str, stream: TextIO) -> None:
     """Text for people. That nobody reads it, or its disk is full, must not undo what was done."""
+    text = text.encode(errors="backslashreplace").decode()  # a name of a file need not be UTF-8
     try:
         print(text, file=stream, flush=True)
     except OSError:

@@ -8,12 +8,17 @@ quoted where it must be, a line end inside it as a blank. The header is line 1.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preprocess.errors import DataError
 from preprocess.sources import Source
 from preprocess.spec import Spec
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def as_text(source: Source, spec: Spec, folder: Path) -> Source:
@@ -40,7 +45,12 @@ def as_text(source: Source, spec: Spec, folder: Path) -> Source:
     )
 
 
-def _as_field(name: str, kind: object) -> object:
+def readable(source: Source, spec: Spec, scratch: Callable[[], Path]) -> Source:
+    """The source, as text if it is a Parquet file; `scratch()` gives a folder for it."""
+    return as_text(source, spec, scratch()) if source.packing == "parquet" else source
+
+
+def _as_field(name: str, kind: object) -> pl.Expr:
     import polars as pl
 
     column = pl.col(name)

@@ -123,7 +123,7 @@ def from_schema(schema: dict[str, Any]) -> Spec:
             columns=tuple(columns.values()),
             label=label,
             classes=_classes(schema, columns.get(label)),
-            missing_tokens=frozenset(_items(schema, "missing_tokens", str, where)),
+            missing_tokens=frozenset(map(str.lower, _items(schema, "missing_tokens", str, where))),
             separator=_optional(schema, "separator", str, ",", where),
             first_line_names=_optional(schema, "first_line_names", bool, True, where),
             other_columns=_optional(schema, "other_columns", bool, False, where),

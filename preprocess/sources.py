@@ -63,11 +63,14 @@ def find_sources(patterns: Sequence[Path | str]) -> list[Source]:
 
 
 def _sources_of(path: Path) -> list[Source]:
-    with _named(path), path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+    with _named(path):
+        if stat.S_ISFIFO(path.stat().st_mode):  # to open it would wait for a writer
             raise DataError("input must be a regular file")
-        start = file.read(4)
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError("input must be a regular file")
+            start = file.read(4)
     state = (status.st_size, status.st_mtime_ns)
     source = Source(
         name=str(path), path=path, packing="none", num_bytes=status.st_size, state=state

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite, prod
+from math import prod
 from typing import Literal, TypeAlias, get_args
 
 MAX_NUMBER = 999_999_999  # nine digits
@@ -144,10 +144,10 @@ class Scaled:
     high: float
 
     def __post_init__(self) -> None:
-        if not (isfinite(self.low) and isfinite(self.high) and self.low < self.high):
+        if not -MAX_NUMBER <= self.low < self.high <= MAX_NUMBER:
             raise ValueError(
-                f"low of the feature of {self.column} must be below high, got {self.low} and "
-                f"{self.high}"
+                f"low of the feature of {self.column} must be below high, both in "
+                f"{-MAX_NUMBER}..{MAX_NUMBER}, got {self.low} and {self.high}"
             )
 
     @property

@@ -82,10 +82,12 @@ def scratch_folder(dataset: Path | None) -> Iterator[Callable[[], Path]]:
     It lies beside the data set, where there is room for it, else with temporary files.
     """
     made: list[Path] = []
+    parent: Path | None = None
+    if dataset is not None:  # one that is there now: those made for the data set may vanish
+        parent = next(path for path in Path(os.path.realpath(dataset)).parents if path.exists())
 
     def folder() -> Path:
         if not made:
-            parent = None if dataset is None else Path(os.path.realpath(dataset)).parent
             try:
                 made.append(Path(tempfile.mkdtemp(dir=parent, prefix=TEMPORARY)))
             except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,20 @@ def job_of(
     join: Path | None = None,
     progress: Callable[[int, int], None] = lambda records, num_bytes: None,
 ) -> Job:
-    """What the command would ask an engine for; work in progress goes to `folder`."""
+    """What the command would ask an engine for; work in progress goes to a folder in `folder`."""
+    made: list[Path] = []
+
+    def scratch() -> Path:
+        if not made:
+            made.append(Path(mkdtemp(dir=folder, prefix="scratch-")))
+        return made[0]
+
     return Job(
         spec=spec,
         split=split or Split(),
         sources=find_sources(inputs),
         joined=find_sources([join])[0] if join else None,
-        scratch=lambda: folder,
+        scratch=scratch,
         processes=2,
         progress=progress,
     )

@@ -17,9 +17,9 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def example(first_words: str) -> str:
-    """The block of Python that begins with these words."""
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    (found,) = (block for block in blocks if block.startswith(first_words))
+    """The block of code that begins with these words."""
+    blocks = re.findall(r"```(?:python|toml)\n(.*?)```", TEXT, re.DOTALL)
+    (found,) = (block for block in blocks if block.lstrip().startswith(first_words))
     return found
 
 
@@ -59,19 +59,15 @@ def test_a_gradient_engine_is_one_file(copy: Path) -> None:
 
 
 def test_a_column_is_two_lines_of_one_file(copy: Path) -> None:
-    column, feature = example("Column(").splitlines()
-    spec = copy / "preprocess/spec.py"
+    column, feature = example('{name = "state"').splitlines()
+    spec = copy / "preprocess/specs/census-2000.toml"
     text = spec.read_text()
-    before = '        Column("employed", 0, 1, None),\n'
-    last = '        OneHot((_bit("disability"), _EDUC_5)),\n'
+    before, last = '    {name = "employed",', "    # crosses\n"
     assert before in text and last in text
-    text = text.replace(before, f"        {column},\n{before}").replace(
-        last, f"{last}        {feature},\n"
-    )
+    text = text.replace(before, f"{column}\n{before}").replace(last, f"{feature}\n{last}")
     spec.write_text(text)
     run(copy, "-m", "preprocess.synthetic", "--rows", "300", "--seed", "1", "--output", "raw.csv")
     made = run(copy, "-m", "preprocess", "--input", "raw.csv", "--output", "set")
     assert "out-of-domain" not in made
     shown = run(copy, "-m", "dpsgd.run", "--data", "set", "--steps", "2", "--model", "logistic")
-    width = len(eval(feature, {"OneHot": lambda of: of[0], "Bins": lambda name, edges: edges}))
-    assert f"logistic with {124 + width + 1} parameters" in shown
+    assert f"logistic with {124 + 56 + 1} parameters" in shown

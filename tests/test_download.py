@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from helpers import ROOT, clean_environment, finish, started
-from preprocess import download, output
+from preprocess import download, fetch, output
 from preprocess.download import Release
 from preprocess.errors import UsageError
 
@@ -419,7 +419,7 @@ def test_a_missing_file_says_which_and_what_would_be_right(place: Place):
     assert "no file for --survey acs1 --year 2023 --state ca" in message
     assert "take another year or state" in message
     assert not place.folder.exists()
-    now = str(download.date.today().year)
+    now = str(fetch.date.today().year)
     code, message = place.run("--year", now)
     assert code == 5
     assert f"take --year {int(now) - 2}" in message
@@ -445,7 +445,7 @@ def closed_port() -> Iterator[int]:
 def test_no_network_is_one_line_that_says_what_else_can_be_done(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.1)
     with closed_port() as port:
         for more, behaviour, words in (
             (f"http://127.0.0.1:{port}", {}, "the connection is refused"),
@@ -506,7 +506,7 @@ def test_https_needs_a_certificate_that_this_machine_trusts(
 def test_a_silent_server_is_left_after_a_time_and_what_arrived_is_kept(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.1)
     code, message = place.run(end=HALF, stalls=True)
     place.server.behaviour.released.set()
     assert code == 5
@@ -583,7 +583,7 @@ def test_progress_is_said_in_megabytes_per_cent_and_speed(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(output, "SECONDS_BETWEEN_REPORTS", 0)
-    monkeypatch.setattr(download, "CHUNK_BYTES", HALF)
+    monkeypatch.setattr(fetch, "CHUNK_BYTES", HALF)
     release = Release(survey="acs1", year=2023, state="ca", base_url=place.server.url)
     download.download(release, download.Files.beside(place.target))
     lines = place.capsys.readouterr().err.splitlines()
@@ -631,14 +631,14 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(place: Place):
 def test_ctrl_c_loses_nothing_wherever_it_comes(
     place: Place, monkeypatch: pytest.MonkeyPatch, where: str
 ):
-    work = getattr(download, where)
+    work = getattr(fetch, where)
 
     def interrupted(*arguments: Any) -> None:
         work(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, where, interrupted)
+        patch.setattr(fetch, where, interrupted)
         code, _ = place.run()
     assert (code, place.names()) == (130, PART)
     assert place.run()[0] == 0

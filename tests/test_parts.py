@@ -161,7 +161,8 @@ ALLOWED = {
     "dpsgd": {
         "dpsgd", "collectives", "launch.mpi", "launch.python", "launch.world",
         *(f"preprocess.{name}" for name in ("shards", "schema", "spec", "blocks", "records", "join",
-                                            "sources", "errors", "cli", "output", "ledger")),
+                                            "sources", "parquet", "writer", "errors", "cli",
+                                            "output", "ledger")),
         "mpi4py", "torch", "cryptography", "dp_accounting", "absl", "scipy", "safetensors", "rich",
         "sklearn", "matplotlib", "opacus",
     },
@@ -177,7 +178,11 @@ ONLY_IN = {
     "dp_accounting": {"dpsgd/accounting.py"},
     "scipy": {"dpsgd/calibration.py"},
     "sklearn": {"dpsgd/accuracy_models.py"},
-    "matplotlib": {"dpsgd/accuracy_picture.py", "collectives/cost_picture.py"},
+    "matplotlib": {
+        "dpsgd/accuracy_picture.py", "collectives/cost_picture.py", "preprocess/bench_picture.py",
+    },
+    "pyspark": {"preprocess/spark", "preprocess/engines/spark.py", "preprocess/jvm.py"},
+    "polars_hash": {"preprocess/blocks.py"},
     "rich": {"dpsgd/show.py"},
     "opacus": {"dpsgd/bench/peers.py"},
 }

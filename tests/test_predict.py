@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-import preprocess.engines.polars as engine
 from dpsgd import metrics, scoring
 from dpsgd.predict import predict_file
 from helpers import Launch
+from preprocess import blocks
 from preprocess.specs import CENSUS_2000
 from preprocess.split import Split, place
 from preprocess_samples import GOOD
@@ -157,7 +157,7 @@ def test_results_do_not_depend_on_the_size_of_a_block(
 ) -> None:
     contents = set()
     for block_bytes, rows_at_once in ((1 << 23, 8192), (1 << 23, 7), (1000, 8192), (97, 1)):
-        monkeypatch.setattr(engine, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
         monkeypatch.setattr(scoring, "ROWS_AT_ONCE", rows_at_once)
         done = predict_file(trained, raw, tmp_path / "pred.csv")
         assert done.refused_by_rule == {"field-count": 1, "not-an-integer": 1}

@@ -13,11 +13,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-import preprocess.engines.polars as engine
 from dpsgd import predict, scoring
 from dpsgd.errors import ConfigError, DatasetError, UserError
 from dpsgd.predict import predict_file
 from helpers import Launch
+from preprocess import blocks
 from preprocess.specs import CENSUS_2000
 from preprocess_samples import GOOD
 
@@ -125,9 +125,10 @@ def rewritten(trained: Path, folder: Path, change: Change) -> Path:
             lambda m, t: m["schema"]["encoding"]["features"].pop(),
             "num_features of the model must be the 114 of the schema's encoding, got 124",
         ),
-        (lambda m, t: m["schema"].pop("missing_tokens"), "older version, without missing_tokens"),
+        (lambda m, t: m["schema"].update(format=1), "an older version: run preprocess and the"),
+        (lambda m, t: m["schema"].pop("missing_tokens"), "schema must have missing_tokens"),
         (lambda m, t: m["schema"]["columns"].pop(0), "made of used columns, got age"),
-        (lambda m, t: m["schema"]["columns"][0].update(high=300), "domain of age must lie in"),
+        (lambda m, t: m["schema"]["columns"][0].update(low=300), "domain of age must lie in"),
         (lambda m, t: m["privacy"].pop("private"), "private must be true or false, got None"),
         (lambda m, t: m["privacy"].pop("epsilon"), "epsilon of a private model must be"),
         (lambda m, t: m["privacy"].update(delta=float("nan")), "delta of a private model must be"),
@@ -216,7 +217,7 @@ def test_an_interrupt_is_one_line_and_leaves_what_was_there(
     trained: Path, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(engine, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
     calls = []
 
     def interrupt(*arguments: Any) -> str:

@@ -18,17 +18,24 @@ Hadoop Streaming runs the pair as it is, and so does a shell:
     line of the second file     digest of its join key        0 and [key, fields...] in JSON
     line of the first file      the same                      1, source-start-index, the line in hex
 
-`start` is the first byte of the split, `index` the number of the line in it: a mapper knows no more.
-Every mapper says how many lines its split has, so a sum over the splits in front gives the number of
-a line in its file, as the other engines tell it. Counts travel with the records, so the output of a
-task that ran twice counts once; the counters on stderr are for people.
+`start` is the first byte of the split, `index` the number of the line in it: a mapper knows no
+more. Every mapper says how many lines its split has, so a sum over the splits in front gives the
+number of a line in its file, as the other engines tell it. Counts travel with the records, so the
+output of a task that ran twice counts once; the counters on stderr are for people.
 
 A join needs no table of the second file in any process. Equal keys meet at a reducer, which holds
-back the lines of one key, and asks `records.read_record` with what the second file has for that key.
+back the lines of one key, and asks `records.read_record` with what the second file has of that key.
 
-    job      JOB.json: what a task must know         mapper, reducer   the pair
-    tasks    the pair on a part of a file, local     parts             what reducers wrote, as batches
-    cluster  plan and collect
+    job              JOB.json: what a task must know
+    mapper, reducer  the pair
+    tasks            the pair on a part of a file or of the keys, on this machine
+    parts            what reducers wrote, as batches
+    cluster          plan and collect
 
 The pair and `tasks` need nothing but the standard library.
 """
+
+CONTROL = b"~"
+"""How the keys begin that are no digests; it comes after all of them."""
+
+COUNTERS = "reporter:counter:preprocess"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from preprocess.errors import DataError
 from preprocess.header import BOM, layout_of, parse_header, read_first_line, read_header
 from preprocess.join import join_places
+from preprocess.mapreduce import CONTROL
 from preprocess.records import Layout
 from preprocess.schema import as_schema, from_schema
 from preprocess.sources import Source, open_source
@@ -26,10 +27,6 @@ from preprocess.split import Split
 
 if TYPE_CHECKING:
     from preprocess.engines.base import Job
-
-CONTROL = b"~"
-"""How the keys begin that are no digests; it comes after all of them."""
-COUNTERS = "reporter:counter:preprocess"
 
 
 @dataclass(frozen=True, kw_only=True)

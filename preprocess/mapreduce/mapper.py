@@ -1,8 +1,8 @@
 """The mapper: what each line of a split means, one line of output for each record.
 
-Most lines are plain and right: each of their fields has been met before, and a table of the distinct
-fields of a column, filled by `records.read_token`, has its code. All others go to the one function
-that knows what odd lines mean, `records.read_record`.
+Most lines are plain and right: each of their fields has been met before, and a table of the
+distinct fields of a column, filled by `records.read_token`, has its code. All others go to the one
+function that knows what odd lines mean, `records.read_record`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from operator import getitem, itemgetter
 from typing import BinaryIO, TextIO
 
 from preprocess.errors import DataError
 from preprocess.header import BOM
 from preprocess.join import cut
-from preprocess.mapreduce.job import COUNTERS, Description, Part, find_part
+from preprocess.mapreduce import COUNTERS
+from preprocess.mapreduce.job import Description, Part, find_part
 from preprocess.records import (
     BLANKS,
     NOT_IN_UNIVERSE,
@@ -44,19 +46,21 @@ class Output:
         self.imputed, self.skipped = Counter[str](), Counter[str]()
         self._packer, self._split = row_struct(description.spec), description.split
 
-    def put(self, record: Record | Refusal, line: bytes, where: str) -> None:
-        """One record; `where` is the key of a refusal."""
-        if isinstance(record, Record):
-            row = pack(self._packer, line, record, self._split).hex()
-            # its unit's place in the order is a part of the digest, after side and shard
-            self.write(f"{row[6 : 6 + 2 * DIGEST_BYTES]}\t{row}\n".encode())
-            self.kept += 1
-            if record.imputed:
-                self.imputed.update(record.imputed)
-        elif record.rule == NOT_IN_UNIVERSE:
-            self.skipped[record.column] += 1
+    def keep(self, record: Record, line: bytes) -> None:
+        """A record that is kept."""
+        row = pack(self._packer, line, record, self._split).hex()
+        # its unit's place in the order is a part of the digest; it follows side and shard
+        self.write(f"{row[6 : 6 + 2 * DIGEST_BYTES]}\t{row}\n".encode())
+        self.kept += 1
+        if record.imputed:
+            self.imputed.update(record.imputed)
+
+    def refuse(self, refusal: Refusal, where: str) -> None:
+        """One that is not."""
+        if refusal.rule == NOT_IN_UNIVERSE:
+            self.skipped[refusal.column] += 1
         else:
-            self.write(f"{where}\t{json.dumps(record)}\n".encode())
+            self.write(f"{where}\t{json.dumps(refusal)}\n".encode())
             self.refused += 1
 
     def end(self, key: str, stderr: TextIO, **counts: int | None) -> None:
@@ -86,11 +90,9 @@ def run(
     part = find_part(description, environment)
     output = Output(description, stdout)
     is_first = part.source < len(description.inputs)
-    map_lines = _map_first if is_first else _map_second
     lines = _Lines(part, stdin)
-    num_records = map_lines(description, part, lines, output)
-    if is_first:
-        output.end(part.name, stderr, lines=lines.number, bytes=part.length, records=num_records)
+    num_records = (_map_first if is_first else _map_second)(description, part, lines, output)
+    output.end(part.name, stderr, lines=lines.number, bytes=part.length, records=num_records)
 
 
 class _Lines:
@@ -122,34 +124,33 @@ class _Lines:
 def _map_first(description: Description, part: Part, lines: _Lines, output: Output) -> int:
     """Records of an input; with a join, those that a second file can complete are sent on."""
     layout = description.layouts[part.source]
-    has_join = description.spec.join is not None
     read = _reader(layout)
-    split, name = description.split, part.name
     num_records = 0
     for index, line in lines:
         record = read(line)
         if record is None:
             continue
         num_records += 1
-        where = f"{name}-{index:012d}"
-        if has_join and isinstance(record, Refusal) and record.rule == "no-match":
-            key = join_key(_token(line, layout), split)
+        if isinstance(record, Record):
+            output.keep(record, line)
+            continue
+        where = f"{part.name}-{index:012d}"
+        if record.rule == "no-match":
+            key = join_key(_token(line, layout), description.split)
             output.write(f"{key}\t1 {where} {line.hex()}\n".encode())
         else:
-            output.put(record, line, where)
+            output.refuse(record, where)
     return num_records
 
 
 def _map_second(description: Description, part: Part, lines: _Lines, output: Output) -> int:
-    """Lines of the second file that can be cut into fields."""
-    number = 0
+    """Lines of the second file that can be cut into fields; none of them is a record."""
     for _, line in lines:
         if (found := cut(line, description.places, description.spec)) is not None:
-            number += 1
             token, fields = found
             key = join_key(token, description.split)
             output.write(f"{key}\t0 {json.dumps([token, *fields])}\n".encode())
-    return number
+    return 0
 
 
 def join_key(token: str, split: Split) -> str:
@@ -164,28 +165,30 @@ def _token(line: bytes, layout: Layout) -> str:
     return fields[layout.join].strip(layout.blanks)
 
 
-class _Codes(dict[str, float | None]):
-    """What is stored for a field of a column without quotes; None if the oracle must be asked."""
+class _Codes(dict[str, float]):
+    """What is stored for a field without quotes; KeyError if the oracle must be asked."""
 
     def __init__(self, column: Column, layout: Layout) -> None:
         self._column, self._spec, self._blanks = column, layout.spec, layout.blanks
 
-    def __missing__(self, field: str) -> float | None:
+    def __missing__(self, field: str) -> float:
+        code = read_token(field.strip(self._blanks), self._column, self._spec)
+        if code is None or isinstance(code, str):
+            raise KeyError(field)
         if len(self) >= MAX_KNOWN:
             self.clear()
-        code = read_token(field.strip(self._blanks), self._column, self._spec)
-        self[field] = None if isinstance(code, str) else code
-        return self[field]
+        self[field] = code
+        return code
 
 
 def _reader(layout: Layout) -> Callable[[bytes], Record | Refusal | None]:
     """`read_record` without a second file, but quick for plain lines."""
     if layout.join is not None:
         return lambda line: read_record(line, layout)
-    separator, num_fields, unit, blanks = (
-        layout.spec.separator, layout.num_fields, layout.unit, layout.blanks
-    )  # fmt: skip
-    tables = [(_Codes(column, layout), place) for column, place in layout.used]
+    separator, num_fields, unit = layout.spec.separator, layout.num_fields, layout.unit
+    tables = [_Codes(column, layout) for column, _ in layout.used]
+    places = [place for _, place in layout.used]
+    used = itemgetter(*places, places[-1])  # one more, as it gives no tuple for one
 
     def read(line: bytes) -> Record | Refusal | None:
         if b'"' in line or not line.isascii():
@@ -193,10 +196,13 @@ def _reader(layout: Layout) -> Callable[[bytes], Record | Refusal | None]:
         fields = line.decode().split(separator)
         if len(fields) != num_fields:
             return read_record(line, layout)
-        codes = tuple([table[fields[place]] for table, place in tables])
-        token = "" if unit is None else fields[unit].strip(blanks)
-        if None in codes or (unit is not None and not token):
+        try:
+            codes = tuple(map(getitem, tables, used(fields)))
+        except KeyError:
             return read_record(line, layout)
-        return Record(codes, (), token)  # type: ignore[arg-type]
+        if unit is None:
+            return Record(codes, ())
+        token = fields[unit].strip(layout.blanks)
+        return Record(codes, (), token) if token else read_record(line, layout)
 
     return read

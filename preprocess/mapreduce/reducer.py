@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import BinaryIO, TextIO
 
-from preprocess.mapreduce.job import CONTROL, Description
+from preprocess.mapreduce import CONTROL
+from preprocess.mapreduce.job import Description
 from preprocess.mapreduce.mapper import Output
-from preprocess.records import read_record
+from preprocess.records import Record, read_record
 from preprocess.sources import COPY_BYTES
 
-SECOND, FIRST = b"0", b"1"
+FIRST = b"1"
+"""How values begin that come from the first file."""
 
 
 def run(description: Description, stdin: BinaryIO, stdout: BinaryIO, stderr: TextIO) -> None:
@@ -52,5 +54,7 @@ def _join(description: Description, lines: Iterable[bytes], output: Output) -> N
         source = int(where[1:].partition("-")[0])
         raw = bytes.fromhex(text)
         record = read_record(raw, description.layouts[source], lookup)
-        assert record is not None  # the mapper has sent no blank line
-        output.put(record, raw, where)
+        if isinstance(record, Record):
+            output.keep(record, raw)
+        elif record is not None:
+            output.refuse(record, where)

@@ -1,0 +1,326 @@
+"""What may be an input: files, globs, gzip, zip; and what becomes of those that are damaged."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers import clean_environment
+from preprocess import __main__ as command
+from preprocess import blocks, shards
+from preprocess.engines import load, sequential
+from preprocess.errors import DataError
+from preprocess.sources import as_plain_file, find_sources, open_source
+from preprocess_samples import (
+    ENGINES,
+    FAST_ENGINES,
+    GOOD,
+    HEADER,
+    assert_same,
+    clean,
+    contents,
+    job_of,
+)
+
+LINES = [GOOD.replace("51", str(age)) for age in range(20, 60)]
+TEXT = "\n".join([HEADER, *LINES, "x", ""]).encode()
+
+
+def zip_of(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def command_fails(capsys: pytest.CaptureFixture[str], code: int, words: str, *inputs: Path) -> None:
+    """The command ends with this code and one line that has the words, and writes nothing."""
+    folder = inputs[0].parent
+    before = contents(folder)
+    for engine in FAST_ENGINES:
+        arguments = ["--input", *map(str, inputs), "--output", str(folder / "a" / "set")]
+        assert command.main([*arguments, "--engine", engine]) == code
+        error = capsys.readouterr().err
+        assert error.startswith("preprocess: error: ")
+        assert len(error.splitlines()) == 1
+        assert words in error, error
+        assert contents(folder) == before
+        assert not (folder / "a").exists()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_packed_files_give_what_their_text_gives(engine: str, tmp_path: Path):
+    plain, packed = tmp_path / "raw.csv", tmp_path / "packed"  # names do not matter
+    plain.write_bytes(TEXT)
+    expected = clean("sequential", job_of(plain, folder=tmp_path))
+    assert len(expected.rows) == 40
+    half = len(TEXT) // 2
+    packed.write_bytes(gzip.compress(TEXT[:half]) + gzip.compress(TEXT[half:]))
+    assert_same(clean(engine, job_of(packed, folder=tmp_path)), expected)
+    for members in ({"sub/RAW.CSV": TEXT, "README.md": b"no,data", "sub/": b""}, {"any": TEXT}):
+        packed.unlink()
+        zip_of(packed, members)
+        assert_same(clean(engine, job_of(packed, folder=tmp_path)), expected)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_refusals_of_several_files_name_file_and_line(engine: str, tmp_path: Path):
+    one, other = tmp_path / "one.csv", tmp_path / "other.zip"
+    one.write_text(f"{HEADER}\n{GOOD}\nx\n")
+    reversed_names = ",".join(reversed(HEADER.split(",")))
+    turned = ",".join(reversed(GOOD.split(",")))
+    zip_of(
+        other,
+        {
+            "a.csv": f"\n{reversed_names}\n{turned}\n\ny\n".encode(),
+            "b.txt": f"{HEADER}\r\n{GOOD.replace('51', '777')}\r\n".encode(),
+        },
+    )
+    job = job_of(one, other, folder=tmp_path)
+    found = clean(engine, job)
+    assert [(job.sources[r.source].name, r.line, r.refusal.rule) for r in found.refused] == [
+        (str(one), 3, "field-count"),
+        (f"{other}/a.csv", 5, "field-count"),
+        (f"{other}/b.txt", 2, "out-of-domain"),
+    ]
+    assert found.rows["age"].tolist() == [51, 51]
+
+
+def test_the_quarantine_and_the_report_say_in_which_file_a_line_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    odd = tmp_path / os.fsdecode(b"b\xff.csv")  # a name need not be UTF-8
+    for path in (tmp_path / "a.csv", odd):
+        path.write_bytes(TEXT)
+    arguments = ["--input", str(tmp_path / "*.csv"), "--output", str(tmp_path / "set")]
+    assert command.main([*arguments, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["refusals"]["rows"]
+    assert row["first_lines"] == [f"{tmp_path}/a.csv:42", f"{odd}:42"]
+    quarantine = tmp_path / "set" / "quarantine.csv"
+    with quarantine.open(newline="", errors="surrogateescape") as file:
+        rows = list(csv.reader(file))
+    assert rows[1:] == [
+        [str(tmp_path / "a.csv"), "42", "", "1", "field-count"],
+        [str(odd), "42", "", "1", "field-count"],
+    ]
+
+
+def test_a_glob_is_sorted_and_a_file_with_its_signs_in_the_name_is_a_file(tmp_path: Path):
+    for name in ("b.csv", "a.csv", "c.txt", "[a].csv"):
+        (tmp_path / name).write_bytes(TEXT)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "d.csv").write_bytes(TEXT)
+
+    def names(*patterns: str) -> list[str]:
+        found = find_sources([f"{tmp_path}/{pattern}" for pattern in patterns])
+        return [str(source.path.relative_to(tmp_path)) for source in found]
+
+    assert names("?.csv") == ["a.csv", "b.csv"]
+    assert names("c.txt", "[ba].csv") == ["c.txt", "a.csv", "b.csv"]
+    assert names("[a].csv") == ["[a].csv"]
+    assert names("**/d.csv") == ["deep/d.csv"]
+    with pytest.raises(DataError, match=r"got .*\*\.tsv: no file is so"):
+        names("*.tsv")
+
+
+@pytest.mark.parametrize("how", ["again", "a glob", "a link", "another way"])
+def test_a_file_that_is_named_twice_is_refused(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "a.csv"
+    path.write_bytes(TEXT)
+    (tmp_path / "link").symlink_to(path)
+    other = {"again": path, "a glob": tmp_path / "*.csv", "a link": tmp_path / "link",
+             "another way": tmp_path / ".." / tmp_path.name / "a.csv"}[how]  # fmt: skip
+    command_fails(capsys, 2, "input must name every file once", path, other)
+
+
+def broken_crc(path: Path) -> None:
+    zip_of(path, {"raw.csv": b""})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("raw.csv", TEXT)
+    path.write_bytes(path.read_bytes().replace(b",20,", b",21,", 1))
+
+
+def encrypted(path: Path) -> None:
+    zip_of(path, {"raw.csv": TEXT})
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag of the member, and the same in the directory
+    content[content.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
+def cut_zip(path: Path) -> None:
+    zip_of(path, {"raw.csv": TEXT})
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def cut_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(TEXT)[:-20])
+
+
+def wrong_gzip(path: Path) -> None:
+    content = bytearray(gzip.compress(TEXT))
+    content[-6] ^= 1  # the checksum
+    path.write_bytes(content)
+
+
+def garbage_after_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(TEXT) + b"garbage")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (broken_crc, "must be a whole zip archive: Bad CRC-32"),
+        (encrypted, "raw.csv must not be encrypted"),
+        (cut_zip, "must be a whole zip archive"),
+        (cut_gzip, "is damaged or cut off"),
+        (wrong_gzip, "is damaged or cut off: CRC check failed"),
+        (garbage_after_gzip, "is damaged or cut off"),
+        (lambda path: zip_of(path, {"a.pdf": b"", "b.md": b""}), "one file only, got a.pdf, b.md"),
+        (lambda path: zip_of(path, {"a/": b"", "b/": b""}), "an empty archive"),
+        (lambda path: zip_of(path, {"a.csv": b""}), "a.csv: file has no header"),
+        (lambda path: path.write_bytes(gzip.compress(b"")), "file has no header"),
+        (lambda path: path.write_bytes(b""), "file has no header"),
+        (lambda path: path.write_text(HEADER), "got only a header"),
+        (lambda path: path.write_bytes(gzip.compress(HEADER.encode())), "got only a header"),
+        (lambda path: path.write_text("a,b\n1,2\n"), "missing: state, puma, sex"),
+        (lambda path: path.write_text("a,b\n1,2\n"), "not expected: 'a', 'b'"),
+        (lambda path: path.mkdir(), "must be a file, got the folder"),
+        (lambda path: os.mkfifo(path), "must be a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "must be a regular file"),
+        (lambda path: path.symlink_to("nowhere"), "must be an existing file"),
+    ],
+)
+def test_an_input_that_cannot_be_read_whole_is_named_and_leaves_nothing(
+    make: Callable[[Path], object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "the-input"
+    make(path)
+    command_fails(capsys, 5, words, path)
+    command_fails(capsys, 5, "the-input", path)
+
+
+def change(path: Path, how: str) -> None:
+    status = path.stat()
+    if how == "grows":
+        with path.open("a") as file:
+            file.write(f"{GOOD}\n")
+    elif how == "shrinks":
+        os.truncate(path, status.st_size - 1000)
+    else:
+        path.write_bytes(path.read_bytes().replace(b",20,", b",21,"))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("engine", FAST_ENGINES)
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("grows", "had 15,822 bytes and has"), ("shrinks", "bytes and has"), ("changes", "in place")],
+)
+@pytest.mark.parametrize("when", ["before it is read", "while it is read"])
+def test_a_file_that_changes_is_an_error(
+    engine: str, how: str, words: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(sequential, "RECORDS_IN_BATCH", 10)
+    path = tmp_path / "raw.csv"
+    path.write_text("\n".join([HEADER, *LINES * 8, ""]))
+    assert path.stat().st_size == 15_822
+    job = job_of(path, folder=tmp_path)
+    if when == "before it is read":
+        change(path, how)
+        batches = load(engine)(job)
+    else:
+        batches = load(engine)(job)
+        assert len(next(iter(batches)).rows) > 0
+        change(path, how)
+    with pytest.raises(DataError, match=rf"raw\.csv: file changed while it was read .*{words}"):
+        list(batches)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(tmp_path: Path):
+    path, new = tmp_path / "raw.csv", tmp_path / "new.csv"
+    path.write_bytes(TEXT)
+    new.write_text("something else")
+    with open_source(find_sources([path])[0]) as file:
+        new.replace(path)
+        assert file.read() == TEXT
+
+
+def test_a_packed_source_becomes_a_private_plain_file(tmp_path: Path):
+    packed = tmp_path / "raw.gz"
+    packed.write_bytes(gzip.compress(TEXT))
+    (source,) = find_sources([packed])
+    plain = as_plain_file(source, tmp_path)
+    assert plain.path.read_bytes() == TEXT
+    assert plain.path.stat().st_mode & 0o777 == 0o600
+    assert (plain.name, plain.packing, plain.num_bytes) == (source.name, "none", len(TEXT))
+    assert as_plain_file(plain, tmp_path) is plain
+    assert as_plain_file(source, tmp_path).path != plain.path
+
+
+@pytest.mark.parametrize("engine", FAST_ENGINES)
+@pytest.mark.parametrize("odd", [b"x", b",", b'"', b'""', b"\xff", b"7,\t "])
+def test_a_line_of_20_megabytes_is_refused_like_any_other(engine: str, odd: bytes, tmp_path: Path):
+    path = tmp_path / "raw.csv"
+    long = odd * (20_000_000 // len(odd))
+    path.write_bytes(b"\n".join([HEADER.encode(), GOOD.encode(), long, GOOD.encode()]))
+    found = clean(engine, job_of(path, folder=tmp_path))
+    assert len(found.rows) == 2
+    (refused,) = found.refused
+    assert refused.line == 3
+    assert len(refused.refusal.value) <= 80
+
+
+LIMITED = """
+import resource, signal, sys
+from preprocess import gather
+from preprocess.__main__ import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+gather.SPILL_BYTES = int(sys.argv[2])
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("engine", FAST_ENGINES)
+@pytest.mark.parametrize(("limit", "spill"), [(100, 1 << 30), (300, 1), (7000, 1 << 30)])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    engine: str, limit: int, spill: int, raw: Path, tmp_path: Path
+):
+    """Files may have `limit` bytes: too few for the quarantine, the rows, or the cache."""
+    arguments = ["--input", raw, "--output", tmp_path / "a" / "set", "--engine", engine]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(limit), str(spill), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean_environment(),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("preprocess: error: output must be writable, got ")
+    assert "File too large" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_tells_which_files_a_data_set_was_made_of(tmp_path: Path):
+    path = zip_of(tmp_path / "raw.zip", {"b.csv": TEXT, "a.csv": TEXT})
+    assert command.main(["--input", str(path), "--output", str(tmp_path / "set")]) == 0
+    status = path.stat()
+    assert shards.read_manifest(tmp_path / "set")["made_from"]["files"] == [
+        {"path": os.path.realpath(path), "member": member, "bytes": status.st_size,
+         "modified_ns": status.st_mtime_ns}
+        for member in ("b.csv", "a.csv")
+    ]  # fmt: skip

@@ -253,7 +253,7 @@ def _check_found(options: argparse.Namespace, found: Found) -> None:
     if not found.kept:
         raise DataError(summary.no_valid_record(names, found))
     bad = found.refused.total()
-    if bad > options.max_bad_fraction * (found.kept + bad):
+    if bad / (found.kept + bad) > options.max_bad_fraction:
         raise DataError(summary.too_many_refused(names, found, options.max_bad_fraction))
 
 

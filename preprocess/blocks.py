@@ -6,19 +6,24 @@ A file is read in blocks that end at a line end. In a block,
 2. a line is *plain* if it is valid UTF-8, has exactly the right number of separators, and no quotes
    but around whole fields that hold neither quotes nor separators. Cutting a plain line at its
    separators gives its fields: no parser could understand it differently;
-3. Polars cuts the plain lines into columns of text, and every *distinct* field of a column is put
-   through `records.read_token`, once. Nothing is cast, so nothing is understood differently;
+3. every *distinct* field of a used column is put through `records.read_token`, once. Fields of up
+   to two bytes find their code in a table by their bytes, longer ones by their text. Nothing is
+   cast, so nothing is understood differently;
 4. what is not plain, and what a rule refuses, goes to `records.read_record`, the one function that
    knows what odd lines mean.
 
-Memory: one block, and a table of the distinct fields of each column.
+Two blocks are worked on at once, by a thread each: numpy and Polars let go of the interpreter.
+Memory: some blocks, and tables of the distinct fields of each column.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
@@ -42,9 +47,12 @@ from preprocess.spec import Column, Spec
 from preprocess.split import Split, digest_of
 
 BLOCK_BYTES = 8 << 20
+NUM_THREADS = min(2, len(os.sched_getaffinity(0)))
+MAX_PLAIN_BYTES = 1 << 20  # a longer line is read by itself
 MAX_KNOWN = 1 << 16  # distinct fields of a column that are remembered between blocks
 
 CLEAN, IMPUTED, SKIPPED, REFUSED = range(4)
+NOWHERE = 2**32 - 1
 _RARE = [chr(code) for code in range(1, 32) if chr(code) not in "\t\n\r"]
 
 
@@ -87,11 +95,20 @@ def read(
     """All lines after the header, block by block; `features_only` as in `preprocess.header`."""
     with open_source(source) as file:
         layout, first_line = read_header(file, spec, features_only=features_only)
-        reader = _Reader(layout, lookup, split)
-        for text, num_bytes in read_blocks(file, BLOCK_BYTES):
-            block = reader.read(text, first_line, num_bytes)
-            yield block
-            first_line += block.num_lines
+        readers = [_Reader(layout, lookup, split) for _ in range(NUM_THREADS)]
+        with ExitStack() as stack:
+            threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in readers]
+            waiting: deque[Future[Block]] = deque()
+            for number, (text, num_bytes) in enumerate(read_blocks(file, BLOCK_BYTES)):
+                turn = number % NUM_THREADS
+                waiting.append(
+                    threads[turn].submit(readers[turn].read, text, first_line, num_bytes)
+                )
+                first_line += text.count(b"\n")
+                if len(waiting) == NUM_THREADS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
 
 def read_blocks(file: BinaryIO, block_bytes: int) -> Iterator[tuple[bytes, int]]:
@@ -122,6 +139,45 @@ def _with_lf(block: bytes) -> bytes:
     return block if block.endswith(b"\n") else block + b"\n"
 
 
+class _Fields:
+    """Where the fields of plain lines are in their text, which is cut at its separators."""
+
+    def __init__(self, text: bytes, num_lines: int, num_fields: int, separator: str) -> None:
+        self._bytes = np.frombuffer(text + b"\0", np.uint8)  # so that every field has two
+        is_end = (self._bytes == ord(separator)) | (self._bytes == ord("\n"))
+        ends = np.flatnonzero(is_end).astype(np.int32).reshape(num_lines, num_fields)
+        self._ends = np.ascontiguousarray(ends.T)  # [fields, lines]
+
+    def bounds(self, place: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """First bytes of the fields of a column, and their lengths, each [lines]."""
+        ends = self._ends[place]
+        starts = np.zeros_like(ends)
+        np.add(self._ends[place - 1][: None if place else -1], 1, out=starts[0 if place else 1 :])
+        return starts, ends - starts
+
+    def short(self, starts: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.uint32]:
+        """A number below LONG_FIELD for each field of up to two bytes; the others have none."""
+        first = self._bytes[starts].astype(np.uint32)
+        second = self._bytes[starts + 1].astype(np.uint32)
+        capped = np.minimum(lengths, 2)
+        text = (first | (second << np.uint32(8))) & _MASKS[capped]
+        return np.asarray(text | (capped.astype(np.uint32) << np.uint32(16)))
+
+    def texts(self, starts: NDArray[np.int32], lengths: NDArray[np.int32]) -> pl.Series:
+        """Fields as text."""
+        sizes = lengths + 1  # with what ends them
+        ends = np.cumsum(sizes)
+        total = int(ends[-1]) if len(ends) else 0
+        places = np.repeat(starts - (ends - sizes), sizes) + np.arange(total)
+        found = self._bytes[places]
+        found[ends - 1] = ord("\n")
+        return pl.Series(found.tobytes().decode().split("\n")[:-1], dtype=pl.String)
+
+
+_MASKS = np.array([0, 0xFF, 0xFFFF], np.uint32)
+LONG_FIELD = 3 << 16
+
+
 class _Known:
     """What the distinct fields of one column mean: of field i, its code and what becomes of it."""
 
@@ -131,30 +187,49 @@ class _Known:
 
     def _forget(self) -> None:
         self._places: dict[str, int] = {}
+        self._short = np.full(LONG_FIELD + 1, NOWHERE, np.uint32)
         self._codes: list[float] = []
         self._outcomes: list[int] = []
 
-    def look_up(self, fields: pl.Series) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Codes and outcomes of fields."""
-        places = self._places_of(fields)
+    def look_up(self, fields: _Fields, place: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Codes and outcomes of a column of fields."""
+        starts, lengths = fields.bounds(place)
+        keys = fields.short(starts, lengths)
+        if len(self._codes) > MAX_KNOWN:
+            self._forget()
+        is_long = lengths > 2
+        if is_long.any():
+            keys[is_long] = LONG_FIELD
+        at = self._short[keys]
+        if at.max(initial=0) == NOWHERE:
+            for key in np.unique(keys[at == NOWHERE]).tolist():
+                if key != LONG_FIELD:
+                    text = key.to_bytes(4, "little")[: key >> 16].decode()
+                    self._short[key] = self._learn(text)
+            at = self._short[keys]
+            if keys.max() == LONG_FIELD:
+                at[is_long] = self.places_of(fields.texts(starts[is_long], lengths[is_long]))
+        return self.meaning(at)
+
+    def places_of(self, texts: pl.Series) -> NDArray[np.uint32]:
+        """Places in the list of what is known."""
+        places = self._known_places(texts)
         if places.null_count():
-            new = fields.filter(places.is_null())
-            if len(self._places) > MAX_KNOWN:
-                self._forget()
-                new = fields
-            for text in new.unique().to_list():
-                self._learn(text)
-            places = self._places_of(fields)
-        at = places.to_numpy()
+            for text in texts.filter(places.is_null()).unique().to_list():
+                self._places[text] = self._learn(text)
+            places = self._known_places(texts)
+        return places.to_numpy()
+
+    def meaning(self, at: NDArray[np.uint32]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Codes and outcomes of places."""
         codes = np.array(self._codes, dtype=self._spec.stored_as(self._column))
         return codes[at], np.array(self._outcomes, dtype=np.uint8)[at]
 
-    def _places_of(self, fields: pl.Series) -> pl.Series:
-        return fields.replace_strict(self._places, default=None, return_dtype=pl.UInt32)
+    def _known_places(self, texts: pl.Series) -> pl.Series:
+        return texts.replace_strict(self._places, default=None, return_dtype=pl.UInt32)
 
-    def _learn(self, text: str) -> None:
-        """Ask the oracle."""
-        self._places[text] = len(self._codes)
+    def _learn(self, text: str) -> int:
+        """Ask the oracle; gives the place of the answer."""
         code = read_token(self._token_of(text), self._column, self._spec)
         outcome = CLEAN
         if isinstance(code, str):
@@ -165,6 +240,7 @@ class _Known:
             code, outcome = self._column.impute, IMPUTED
         self._codes.append(code)
         self._outcomes.append(outcome)
+        return len(self._codes) - 1
 
 
 class _SecondFile:
@@ -178,7 +254,7 @@ class _SecondFile:
             if (index := place - layout.num_fields) >= 0:
                 fields = pl.Series([fields[index] for fields in found.values()], dtype=pl.String)
                 known = _Known(column, layout.spec, lambda field: field.strip(layout.blanks))
-                self._columns[column.name] = known.look_up(fields)
+                self._columns[column.name] = known.meaning(known.places_of(fields))
 
     def places(self, keys: pl.Series) -> NDArray[np.intp]:
         """Which entry belongs to each key, -1 if none does."""
@@ -227,8 +303,9 @@ class _Reader:
         starts = np.concatenate([[0], ends[:-1] + 1])
         at = np.flatnonzero(self._find_plain(text, buffer, starts, ends))
         plain = _selected(text, buffer, starts, ends, at)
-        lines, fields = _as_lines(plain, len(at)), self._as_fields(plain, len(at))
-        codes, outcomes = self._look_up(fields)
+        lines = _as_lines(plain, len(at))
+        fields = _Fields(plain, len(at), self._layout.num_fields, self._layout.spec.separator)
+        codes, outcomes = self._look_up(fields, len(at))
         is_right = np.asarray((outcomes < SKIPPED).all(axis=0))  # [plain]
         first_wrong = (outcomes >= SKIPPED).argmax(axis=0)
         is_skipped = ~is_right & (outcomes[first_wrong, np.arange(len(at))] == SKIPPED)
@@ -280,7 +357,7 @@ class _Reader:
         """Which lines are plain [lines]."""
         num_separators = _count(buffer, self._layout.spec.separator, starts)
         is_plain: NDArray[np.bool_] = num_separators == self._layout.num_fields - 1
-        suspects = np.zeros(len(starts), np.bool_)
+        suspects = ends - starts > MAX_PLAIN_BYTES
         if self._layout.num_fields == 1:
             suspects |= np.add.reduceat(buffer > ord(" "), starts, dtype=np.uint32) == 0
         if not text.isascii():
@@ -296,42 +373,26 @@ class _Reader:
             is_plain[quoted] = lines.str.contains(self._all_plain).to_numpy()
         return is_plain
 
-    def _as_fields(self, text: bytes, num_lines: int) -> pl.DataFrame:
-        """The fields of plain lines that are needed, as text, by their places."""
-        layout = self._layout
-        places = {place for _, place in layout.used if place < layout.num_fields}
-        places |= {place for place in (layout.unit, layout.join) if place is not None}
-        names = [str(place) for place in range(layout.num_fields)]
-        if not num_lines:
-            return pl.DataFrame(schema={str(place): pl.String for place in places})
-        table = pl.read_csv(
-            text,
-            has_header=False,
-            schema=dict.fromkeys(names, pl.String),
-            columns=sorted(places),
-            separator=layout.spec.separator,
-            quote_char=None,
-        ).with_columns(pl.all().fill_null(""))
-        return _checked(table, num_lines)
-
-    def _look_up(self, fields: pl.DataFrame) -> tuple[list[NDArray[Any]], NDArray[np.uint8]]:
+    def _look_up(
+        self, fields: _Fields, num_lines: int
+    ) -> tuple[list[NDArray[Any]], NDArray[np.uint8]]:
         """Codes of the used columns, each [plain], and outcomes [1 + used columns, plain].
 
         The first row of outcomes is about the keys.
         """
         layout = self._layout
         codes = []
-        outcomes = np.zeros((1 + len(layout.used), fields.height), np.uint8)
+        outcomes = np.zeros((1 + len(layout.used), num_lines), np.uint8)
         if layout.unit is not None:
-            is_empty = self._tokens(fields[str(layout.unit)]).str.len_bytes() == 0
+            is_empty = self._tokens(fields, layout.unit).str.len_bytes() == 0
             outcomes[0] = np.where(is_empty.to_numpy(), REFUSED, CLEAN)
         places = np.empty(0, np.intp)
         if layout.join is not None and self._second is not None:
-            places = self._second.places(self._tokens(fields[str(layout.join)]))
+            places = self._second.places(self._tokens(fields, layout.join))
             outcomes[0][places < 0] = REFUSED
         for number, (column, place) in enumerate(layout.used, start=1):
             if place < layout.num_fields:
-                found = self._known[column.name].look_up(fields[str(place)])
+                found = self._known[column.name].look_up(fields, place)
             else:
                 assert self._second is not None
                 found = self._second.look_up(column.name, places)
@@ -369,7 +430,7 @@ class _Reader:
     def _hash(
         self,
         lines: pl.Series,
-        fields: pl.DataFrame,
+        fields: _Fields,
         is_right: NDArray[np.bool_],
         odd: _Odd,
         order: NDArray[np.intp],
@@ -382,7 +443,7 @@ class _Reader:
         digests = [_digests(lines.filter(keep), self._split), _words(odd.digests)]
         if self._layout.unit is None:
             return np.concatenate(digests)[order], none
-        units = self._tokens(fields[str(self._layout.unit)].filter(keep))
+        units = self._tokens(fields, self._layout.unit).filter(keep)
         of_units = [_digests(units, self._split), _words(odd.unit_digests)]
         return np.concatenate(digests)[order], np.concatenate(of_units)[order]
 
@@ -391,11 +452,11 @@ class _Reader:
         assert fields is not None and len(fields) == 1
         return fields[0].strip(self._layout.blanks)
 
-    def _tokens(self, fields: pl.Series) -> pl.Series:
+    def _tokens(self, fields: _Fields, place: int) -> pl.Series:
         """The same for a column of fields of plain lines."""
         blanks = self._layout.blanks
-        unquoted = fields.str.strip_chars(blanks).str.strip_prefix('"').str.strip_suffix('"')
-        return unquoted.str.strip_chars(blanks)
+        texts = fields.texts(*fields.bounds(place)).str.strip_chars(blanks)
+        return texts.str.strip_prefix('"').str.strip_suffix('"').str.strip_chars(blanks)
 
 
 def _count(buffer: NDArray[np.uint8], byte: str, starts: NDArray[np.intp]) -> NDArray[np.uint32]:
@@ -440,19 +501,13 @@ def _checked(table: pl.DataFrame, num_lines: int) -> pl.DataFrame:
 
 def _digests(texts: pl.Series, split: Split) -> NDArray[np.uint64]:
     """The first words [n, 3] of the keyed hashes of texts."""
-    halves = np.array_split(np.arange(len(texts)), 2)  # so that two threads work
-    salted = [
-        (pl.lit(split.salt + "\0") + pl.lit(texts[int(half[0]) : int(half[-1]) + 1]))
-        for half in halves
-        if len(half)
-    ]
-    found = [pl.select(h=one).select(polars_hash.col("h").chash.sha2_256())["h"] for one in salted]
-    return np.concatenate([np.empty((0, 3), np.uint64), *map(_hex_words, found)])
-
-
-def _hex_words(digests: pl.Series) -> NDArray[np.uint64]:
-    text = "".join(digests.str.slice(0, 48).to_list())
-    return _as_words(bytes.fromhex(text))
+    salted = texts.to_frame("text").select(pl.lit(split.salt + "\0") + pl.col("text"))
+    digests = salted.select(polars_hash.col("literal").chash.sha2_256().alias("digest"))
+    words = digests.select(
+        pl.col("digest").str.slice(at, 16).str.to_integer(base=16, dtype=pl.UInt64).alias(str(at))
+        for at in (0, 16, 32)
+    )
+    return words.to_numpy()
 
 
 def _words(digests: list[bytes]) -> NDArray[np.uint64]:

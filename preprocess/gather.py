@@ -168,9 +168,9 @@ class Gathered:
         limit = self._job.spec.unit
         if not limit.key:
             if "_unit" in self._fields:
-                rows = rows[np.argsort(rows["_unit"], kind="stable")]
+                rows = _sorted(rows, ["_unit"])
         elif len(rows):
-            rows = rows[np.lexsort((rows["_order"], rows["_unit"]))]
+            rows = _sorted(rows, ["_unit", "_order"])
             starts = unit_starts(rows)
             lengths = np.diff(starts, append=len(rows))
             within = np.arange(len(rows)) - np.repeat(starts, lengths)
@@ -202,6 +202,22 @@ class Gathered:
 def _to_count(names: list[str]) -> list[str]:
     """What counting needs: where a row goes, and where a unit has several, which it is."""
     return ["_side", "_shard", "_unit", "_order"] if "_order" in names else ["_side", "_shard"]
+
+
+def _sorted(rows: NDArray[Any], keys: list[str]) -> NDArray[Any]:
+    """In the order of keys, and where these are equal and the rest is not, of the rest.
+
+    Equal lines are equal rows, unless two files have their columns in different orders.
+    """
+    rows = rows[np.lexsort([rows[key] for key in reversed(keys)])]
+    same = np.ones(max(len(rows) - 1, 0), np.bool_)
+    for key in keys:
+        same &= rows[key][1:] == rows[key][:-1]
+    at = np.flatnonzero(same)
+    if (rows[at] != rows[at + 1]).any():
+        rows = rows[np.lexsort([rows[name] for name in reversed(rows.dtype.names or ())])]
+        rows = rows[np.lexsort([rows[key] for key in reversed(keys)])]
+    return rows
 
 
 def unit_starts(rows: NDArray[Any]) -> NDArray[np.intp]:

@@ -169,7 +169,7 @@ def read_record(
 def read_token(token: str, column: Column, spec: Spec) -> float | str | None:
     """What is stored, the rule that the token breaks, or None: missing, and to be imputed."""
     value = _value(token, column)
-    if value is None:
+    if value is None or token in spec.missing_tokens:
         if token.lower() in spec.missing_tokens:
             if column.impute is not None:
                 return None

@@ -25,6 +25,7 @@ from typing import IO, Literal, TypeAlias
 from preprocess.errors import DataError, UsageError
 
 TEXT_SUFFIXES = (".csv", ".txt", ".data", ".test", ".tsv")
+NO_FILES = "__MACOSX/"  # notes of a Mac about the files of an archive
 COPY_BYTES = 1 << 20
 
 Packing: TypeAlias = Literal["none", "gzip", "zip", "parquet"]
@@ -82,7 +83,11 @@ def _sources_of(path: Path) -> list[Source]:
     if start != b"PK\x03\x04":
         return [source]
     with _named(path), zipfile.ZipFile(path) as archive:
-        files = [entry for entry in archive.infolist() if not entry.is_dir()]
+        files = [
+            entry
+            for entry in archive.infolist()
+            if not (entry.is_dir() or entry.filename.startswith(NO_FILES))
+        ]
     texts = [entry for entry in files if entry.filename.lower().endswith(TEXT_SUFFIXES)]
     members = texts or files
     if not members or (not texts and len(files) > 1):

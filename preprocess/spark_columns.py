@@ -10,6 +10,7 @@ cast, and whatever is not right goes to `records.read_record`. So the table belo
             i>=0   skipped: used column i is not in the universe, and those before it are right
             ODD    not plain, or against a rule: the oracle decides
             HEADER equal to the header of its file
+            BLANK  no record
     id      of odd lines and headers: partition and number of the line in it
     line    of odd lines: their bytes
     place   of kept lines: the first 24 bytes of the digest of the line, or of its unit
@@ -22,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 from functools import reduce
+from operator import or_
 from string import ascii_lowercase, ascii_uppercase
 from zlib import crc32
 
@@ -33,8 +35,16 @@ from preprocess.records import Layout
 from preprocess.spec import Column, Spec
 from preprocess.split import Split
 
+_DIGIT = re.compile("[0-9]")
 ODD, HEADER, BLANK = -1, -2, -3
-NUMBER = r"\A-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:[eE][+-]?[0-9]{1,2})?\z"
+INTEGER, NUMBER = "[0-9]{1,9}", r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:[eE][+-]?[0-9]{1,2})?"
+MAX_FIELDS_IN_PATTERN = 500  # Java's matcher needs some stack for each
+
+SETTINGS = {
+    "spark.sql.ansi.enabled": "false",  # a cast that fails gives null, not a costly exception
+    "spark.sql.codegen.hugeMethodLimit": "8000",  # beyond it Java does not compile
+}
+"""What a session must have while a table is described and made."""
 
 
 def outcomes(
@@ -44,18 +54,16 @@ def outcomes(
     header: bytes | None = None,
     second: DataFrame | None = None,
 ) -> DataFrame:
-    """The table above, of `lines` with `id` and `line`, without blank lines.
+    """The table above, of `lines` with `id` and `line`.
 
     `second` is that of `spark_join.read_second`.
     """
     spec = layout.spec
-    table = with_tokens(lines, spec, layout.num_fields).select("*", *_tokens(layout))
+    text = Text(spec, layout.num_fields)
+    table = lines.select("*", *text.flags(), text.is_simple(layout), *_tokens(text, layout))
     if second is not None:
-        table = table.drop("tokens").join(second, "key", "left")
-    table = table.select(
-        "*", *[_value(F.col(f"t{i}"), column).alias(f"v{i}") for i, (column, _) in _used(layout)]
-    )
-    decided = [_decide(i, column, spec) for i, (column, _) in _used(layout)]
+        table = table.join(second, "key", "left")
+    decided = [_decide(i, column, spec) for i, (column, _) in enumerate(layout.used)]
     state = F.when(F.col("is_blank"), BLANK)
     if header is not None:
         state = state.when(F.col("line").cast("binary") == F.lit(header), HEADER)
@@ -64,63 +72,60 @@ def outcomes(
         state = state.when(F.col("unit") == "", ODD)
     if second is not None:
         state = state.when(_is_unmatched(layout), ODD)
-    state = state.otherwise(F.coalesce(*[wrong for _, wrong in decided]))
-    codes = [code.alias(f"c{i}") for i, (code, _) in enumerate(decided)]
-    table = table.select("*", state.cast("short").alias("state"), *codes)
-    table = table.where(F.col("state").isNull() | (F.col("state") != BLANK))
-    is_kept, is_asked = F.col("state").isNull(), F.col("state") < 0
+    state = state.otherwise(F.coalesce(*[wrong for _, wrong in decided])).cast("short")
+    kept = {f"c{i}": code for i, (code, _) in enumerate(decided)} | _places(layout, split)
     return table.select(
-        "state",
-        F.when(is_asked, F.col("id")).alias("id"),
-        F.when(F.col("state") == ODD, F.col("line").cast("binary")).alias("line"),
-        *[F.when(is_kept, word).alias(name) for name, word in _places(layout, split).items()],
-        *[F.when(is_kept, F.col(f"c{i}")).alias(f"c{i}") for i, _ in _used(layout)],
+        state.alias("state"),
+        F.when(state.isin(ODD, HEADER), F.col("id")).alias("id"),
+        F.when(state == ODD, F.col("line").cast("binary")).alias("line"),
+        *[F.when(state.isNull(), value).alias(name) for name, value in kept.items()],
     )
 
 
-def with_tokens(lines: DataFrame, spec: Spec, num_fields: int) -> DataFrame:
-    """Adds `tokens`, `is_plain` and `is_blank`."""
-    separator, blank = re.escape(spec.separator), "[ \t]" if spec.separator != "\t" else "[ ]"
-    quoted = rf'(\A|{separator}){blank}*+"([^"{separator}]*+)"{blank}*+(?={separator}|\z)'
-    blanks = rf"(?:\A|(?<={separator})){blank}++|(?<!{blank}){blank}++(?={separator}|\z)"
-    line, bare = F.col("line"), F.col("bare")
-    has_quote = F.contains(line, F.lit('"'))
-    has_blank = reduce(Expression.__or__, [F.contains(bare, F.lit(one)) for one in blank[1:-1]])
-    table = lines.select(
-        "*", F.when(has_quote, F.regexp_replace(line, quoted, "$1$2")).otherwise(line).alias("bare")
-    ).select(
-        "*",
-        F.when(has_blank, F.regexp_replace(bare, blanks, "")).otherwise(bare).alias("stripped"),
-        (F.is_valid_utf8(line) & ~F.contains(bare, F.lit('"'))).alias("is_clear"),
-    )
-    tokens = F.split("stripped", separator, -1)
-    return (
-        table.select("*", F.when(F.col("is_clear"), tokens).alias("tokens"))
-        .select(
-            "*",
-            (F.col("is_clear") & (F.size("tokens") == num_fields)).alias("is_plain"),
-            ((F.col("stripped") == "") & ~has_quote).alias("is_blank"),
-        )
-        .drop("bare", "stripped", "is_clear")
-    )
+class Text:
+    """Expressions about a column `line`."""
+
+    def __init__(self, spec: Spec, num_fields: int) -> None:
+        separator, blank = re.escape(spec.separator), "[ \t]" if spec.separator != "\t" else "[ ]"
+        quoted = rf'(\A|{separator}){blank}*+"([^"{separator}]*+)"{blank}*+(?={separator}|\z)'
+        blanks = rf"(?:\A|(?<={separator})){blank}++|(?<!{blank}){blank}++(?={separator}|\z)"
+        line = F.col("line")
+        self._num_fields, self._separator = num_fields, separator
+        self._has_quote = F.contains(line, F.lit('"'))
+        bare = F.when(self._has_quote, F.regexp_replace(line, quoted, "$1$2")).otherwise(line)
+        has_blank = reduce(or_, [F.contains(bare, F.lit(one)) for one in blank[1:-1]])
+        self._stripped = F.when(has_blank, F.regexp_replace(bare, blanks, "")).otherwise(bare)
+        self._is_clear = F.is_valid_utf8(line) & ~F.contains(bare, F.lit('"'))
+        self._tokens = F.split(self._stripped, separator, -1)
+
+    def flags(self) -> list[Expression]:
+        """`is_plain` and `is_blank`."""
+        is_plain = self._is_clear & (F.size(self._tokens) == self._num_fields)
+        is_blank = (self._stripped == "") & ~self._has_quote
+        return [is_plain.alias("is_plain"), is_blank.alias("is_blank")]
+
+    def token(self, place: int) -> Expression:
+        """A token of a plain line; of other lines any, or null."""
+        return F.get(self._tokens, F.lit(place))
+
+    def is_simple(self, layout: Layout) -> Expression:
+        """Whether all that should be numbers are so, or missing: one search instead of many."""
+        if self._num_fields > MAX_FIELDS_IN_PATTERN:
+            return F.lit(False).alias("is_simple")
+        fields = [rf"[^{self._separator}]*+"] * self._num_fields
+        missing = [re.escape(one) for one in _missing_tokens(layout.spec) if not _DIGIT.search(one)]
+        for column, place in layout.used:
+            if place < self._num_fields and not column.levels:
+                fields[place] = f"(?:{_pattern(column)}|(?i:{'|'.join(missing)}))"
+        pattern = rf"\A{self._separator.join(fields)}\z"
+        return self._stripped.rlike(pattern).alias("is_simple")
 
 
-def token_at(place: int) -> Expression:
-    """A token of a plain line; of other lines any, or null."""
-    return F.get("tokens", F.lit(place))
-
-
-def _used(layout: Layout) -> list[tuple[int, tuple[Column, int]]]:
-    return list(enumerate(layout.used))
-
-
-def _tokens(layout: Layout) -> list[Expression]:
-    named = {f"t{i}": at for i, (_, at) in _used(layout) if at < layout.num_fields}
-    named |= {"unit": layout.unit} if layout.unit is not None else {}
-    tokens = [token_at(place).alias(name) for name, place in named.items()]
-    if layout.join is not None:
-        tokens.append(F.when(F.col("is_plain"), token_at(layout.join)).alias("key"))
-    return tokens
+def _tokens(text: Text, layout: Layout) -> list[Expression]:
+    places = {f"t{i}": at for i, (_, at) in enumerate(layout.used) if at < layout.num_fields}
+    places |= {"unit": layout.unit} if layout.unit is not None else {}
+    places |= {"key": layout.join} if layout.join is not None else {}
+    return [text.token(place).alias(name) for name, place in places.items()]
 
 
 def _is_unmatched(layout: Layout) -> Expression:
@@ -133,10 +138,14 @@ def _value(token: Expression, column: Column) -> Expression:
     """As `records._value`: the number that a token is, or the place of the level; else null."""
     if column.levels:
         return _level(token, column.levels)
+    is_number = F.col("is_simple") | token.rlike(rf"\A{_pattern(column)}\z")
+    return F.when(is_number, token.cast("double" if column.decimal else "int"))
+
+
+def _pattern(column: Column) -> str:
     if column.decimal:
-        return F.when(token.rlike(NUMBER), token.try_cast("double"))
-    sign = "" if column.low >= 0 else "-?"
-    return F.when(token.rlike(rf"\A{sign}[0-9]{{1,9}}\z"), token.try_cast("int"))
+        return NUMBER
+    return INTEGER if column.low >= 0 else f"-?{INTEGER}"
 
 
 def _level(token: Expression, levels: tuple[str, ...]) -> Expression:
@@ -151,7 +160,8 @@ def _level(token: Expression, levels: tuple[str, ...]) -> Expression:
 
 def _decide(number: int, column: Column, spec: Spec) -> tuple[Expression, Expression]:
     """The code of used column `number`, null for a missing answer; and its state, null if right."""
-    token, value = F.col(f"t{number}"), F.col(f"v{number}")
+    token = F.col(f"t{number}")
+    value = _value(token, column)
     low, high = _limits(column)
     code = value
     if column.outside == "clip":
@@ -179,9 +189,13 @@ def _limits(column: Column) -> tuple[Expression, Expression]:
 
 
 def _is_missing(token: Expression, spec: Spec) -> Expression:
-    """Lower case of ASCII letters only, which every language agrees about."""
-    known = sorted(one for one in spec.missing_tokens if one == one.lower())
-    return F.translate(token, ascii_uppercase, ascii_lowercase).isin(known)
+    lower = F.translate(token, ascii_uppercase, ascii_lowercase)
+    return lower.isin(_missing_tokens(spec))
+
+
+def _missing_tokens(spec: Spec) -> list[str]:
+    """Compared in the lower case of ASCII letters only, about which all languages agree."""
+    return sorted(one for one in spec.missing_tokens if one == one.lower())
 
 
 def _places(layout: Layout, split: Split) -> dict[str, Expression]:

@@ -21,7 +21,7 @@ from preprocess.engines.base import Job
 from preprocess.header import joined_columns, read_first_line
 from preprocess.join import cut, join_places
 from preprocess.sources import as_plain_file, open_source
-from preprocess.spark_columns import token_at, with_tokens
+from preprocess.spark_columns import Text
 from preprocess.spark_files import read_table, read_text, with_ids, write_table
 from preprocess.spark_oracle import cut_second
 
@@ -37,15 +37,15 @@ def read_second(spark: SparkSession, job: Job) -> DataFrame | None:
         places = join_places(header, spec)
     names = [column.name for column in spec.columns]
     columns = ["key", *(f"t{names.index(name)}" for name in joined_columns(spec))]
-    text = read_text(spark, job, {"second": source.path})
-    lines = with_tokens(with_ids(text), spec, places[0])
+    text = Text(spec, places[0])
+    tokens = [text.token(at).alias(name) for name, at in zip(columns, places[1:], strict=True)]
+    lines = with_ids(read_text(spark, job, {"second": source.path}))
+    lines = lines.select("line", *text.flags(), *tokens)
     is_header = F.col("line").cast("binary") == F.lit(header)
     is_odd = ~F.col("is_plain") & ~F.col("is_blank")
     counts = lines.agg(F.count_if(is_header), F.count_if(is_odd & ~is_header)).first()
     assert counts is not None
-    pairs = lines.where(F.col("is_plain") & ~is_header).select(
-        *[token_at(place).alias(name) for name, place in zip(columns, places[1:], strict=True)]
-    )
+    pairs = lines.where(F.col("is_plain") & ~is_header).select(columns)
     schema = StructType([StructField(name, StringType()) for name in columns])
     if counts[0] > 1:  # the first is the header, the others are records
         key, fields = cut(header, places, spec) or ("", ())

@@ -68,7 +68,9 @@ def write_answers(
 ) -> Iterator[str]:
     """Asks about rows (id, line, [key, matches, fields ...]); gives the names of the files."""
     for answers in ask(map(_with_lookup, rows), layout, split):
-        path = folder / uuid4().hex  # an attempt that fails, or is one of two, leaves a useless file
+        path = (
+            folder / uuid4().hex
+        )  # an attempt that fails, or is one of two, leaves a useless file
         with path.open("xb") as file:
             pickle.dump(answers, file)
         yield path.name

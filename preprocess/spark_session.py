@@ -30,6 +30,7 @@ from preprocess.engines.base import Job
 from preprocess.errors import UsageError
 from preprocess.jvm import find_java
 from preprocess.output import TEMPORARY
+from preprocess.spark_columns import SETTINGS
 from preprocess.spark_files import file_uri
 
 PACKAGES = ("launch", "preprocess")
@@ -44,6 +45,7 @@ appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %c{1}: %m%n
 """
 OPTIONS = {
+    **SETTINGS,
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
 }

@@ -272,6 +272,13 @@ class Spec:
         everywhere = {name for header in headers.values() for name in header}
         if unknown := [name for name in names if name not in everywhere]:
             raise ValueError(f"columns must be in the header, got {', '.join(unknown)}")
+        for column in self.columns:
+            if alike := [one for one in column.levels if one.lower() in self.missing_tokens]:
+                raise ValueError(
+                    f"levels of {column.name} must not be missing tokens, got {alike[0]!r}"
+                )
+        if self.join and set(names) <= set(self.header):
+            raise ValueError(f"join {self.join.name} must have a used column of its own, got none")
         if self.unit.key and self.unit.key not in self.header:
             raise ValueError(f"key of unit must be in the header, got {self.unit.key!r}")
         if self.join and not (self.join.key in self.header and self.join.key in self.join.header):

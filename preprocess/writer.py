@@ -122,7 +122,7 @@ def is_made_from(dataset: Path, made_from: dict[str, Any]) -> bool:
     try:
         manifest = read_manifest(dataset)
         whole = all(
-            (dataset / entry["path"]).stat().st_size == entry["bytes"]
+            hashlib.sha256((dataset / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
             for entry in manifest["files"]
         )
         read_schema(dataset, manifest)

@@ -1,12 +1,12 @@
-"""docs/columns.md says what the built-in spec says."""
+"""docs/columns.md says what the built-in specs and the rules say."""
 
 from __future__ import annotations
 
 import re
 
 from helpers import ROOT
-from preprocess.records import RULES
-from preprocess.specs import CENSUS_2000
+from preprocess.records import NOT_IN_UNIVERSE, RULES
+from preprocess.specs import CENSUS_2000, NAMES, builtin
 
 TEXT = (ROOT / "docs/columns.md").read_text()
 
@@ -38,7 +38,22 @@ def test_the_columns_are_those_of_the_spec_in_its_order() -> None:
         assert use == ("feature" if name in inputs else "label")
 
 
+def test_the_specs_are_those_that_are_built_in() -> None:
+    table = rows("spec")
+    assert tuple(row[0].strip("`") for row in table) == NAMES
+    for name, files, people, _ in table:
+        spec = builtin(name.strip("`"))
+        assert ("without a header" in files) is not spec.first_line_names
+        assert ("joined" in files) is (spec.join is not None)
+        skipped = [column for column in spec.columns if column.outside == "skip"]
+        assert ("of 16 and older" in people) is ([column.low for column in skipped] == [16])
+        assert ("the default" in files) is (spec is CENSUS_2000)
+
+
 def test_the_rules_and_the_missing_tokens_are_those_of_the_code() -> None:
     assert tuple(row[0].strip("`") for row in rows("rule")) == RULES
+    assert len(RULES) - RULES.index("missing-label") == 6
+    assert "among the last six" in TEXT
+    assert rows("rule")[-1][0] == f"`{NOT_IN_UNIVERSE}`"
     (sentence,) = re.findall(r"one of: nothing, (.*), in any case", TEXT)
     assert {"", *re.findall("`([^`]+)`", sentence)} == CENSUS_2000.missing_tokens

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocess import blocks
+from preprocess.rows import row_struct, row_type
 from preprocess.schema import as_schema, from_schema
+from preprocess.shards import stored_types
 from preprocess.spec import SEPARATORS, Binary, Bins, Column, Join, OneHot, Scaled, Spec, Unit
 from preprocess.split import Split
 from preprocess_samples import LINE_ENDS, ODD_TOKENS, assert_same, clean, job_of
@@ -74,8 +76,9 @@ def specs(draw: st.DrawFn) -> Spec:
     joined: list[str] = []
     if draw(st.booleans()):
         unit = Unit("household", "key", draw(st.sampled_from([1, 2, 1000])))
-    if draw(st.booleans()):
-        joined = [name for name in names if name != "label" and draw(st.booleans())]
+    joinable = [name for name in names if name != "label"]
+    if joinable and draw(st.booleans()):
+        joined = draw(st.lists(st.sampled_from(joinable), min_size=1, unique=True))
         join = Join("more", "key", tuple(draw(st.permutations(["key", "other", *joined]))))
     header = ["unused", *(["key"] if join or unit.key else [])]
     header += [name for name in names if name not in joined]
@@ -85,13 +88,15 @@ def specs(draw: st.DrawFn) -> Spec:
         else OneHot((Bins(column.name, (column.low,)),))
         for column in used if column.name != "label"
     )  # fmt: skip
+    missing = draw(st.sets(st.sampled_from(["", "?", "na", "1", "."])))
+    missing -= {level.lower() for column in used for level in column.levels}
     return Spec(
         name="random",
         unit=unit,
         header=tuple(draw(st.permutations(header))),
         columns=used,
         label="label",
-        missing_tokens=frozenset(draw(st.sets(st.sampled_from(["", "?", "na", "1", "."])))),
+        missing_tokens=frozenset(missing),
         row_norm=1,
         features=features,
         classes=classes,
@@ -197,3 +202,14 @@ def test_any_spec_survives_the_way_through_json(spec: Spec):
     schema = as_schema(spec)
     assert from_schema(json.loads(json.dumps(schema))) == spec
     assert as_schema(from_schema(schema)) == schema
+
+
+@given(spec=specs())
+@ANY_SPEC
+def test_a_reader_expects_of_a_shard_what_is_stored_for_any_spec(spec: Spec):
+    stored = row_type(spec)
+    expected = {column.name: stored[column.name].name for column in spec.columns}
+    if spec.unit.key:
+        expected["_unit"] = "uint32"
+    assert stored_types(as_schema(spec)) == expected
+    assert row_struct(spec).size == stored.itemsize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -208,3 +209,16 @@ def test_the_label_and_the_income_that_leaks_it_are_never_features():
 def test_a_column_with_a_constant_outside_its_domain_is_refused():
     with pytest.raises(ValueError, match=r"impute of x must lie in 0\.\.1, got 2"):
         Column("x", 0, 1, 2)
+
+
+def test_a_missing_token_that_is_a_number_is_missing_all_the_same():
+    spec = replace(CENSUS_2000, missing_tokens=frozenset({"99"}))
+    layout = parse_header(HEADER, spec)
+    line = ",".join({**GOOD, "educ": "99", "age": "99"}.values()).encode()
+    record = read_record(line, layout)
+    assert isinstance(record, Record)
+    assert record.codes[:2] == (40, 9) and record.imputed == ("age", "educ")
+    with pytest.raises(ValueError, match="levels of sex must not be missing tokens, got 'NA'"):
+        column = Column("sex", 0, 1, None, ("NA", "b"))
+        columns = [column if one.name == "sex" else one for one in CENSUS_2000.columns]
+        replace(CENSUS_2000, columns=tuple(columns))

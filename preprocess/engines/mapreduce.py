@@ -18,6 +18,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_co
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from types import TracebackType
 from typing import Any
@@ -26,35 +27,35 @@ import numpy as np
 
 from preprocess.engines.base import Batch, Job
 from preprocess.errors import DataError
-from preprocess.mapreduce import parts, tasks
+from preprocess.mapreduce import EXIT_DATA, parts, tasks
 from preprocess.mapreduce.job import describe_job
 from preprocess.rows import row_type
 from preprocess.sources import Source, as_plain_file
 
 SPLIT_BYTES = 16 << 20
-MIN_SPLIT_BYTES = 1 << 20
+MIN_SPLIT_BYTES = 4 << 20
 SPLITS_PER_PROCESS = 2
 PARTITION_BYTES = 32 << 20  # of the files
 
 
 def clean(job: Job) -> Iterator[Batch]:
     """Read files as `engines.base` promises."""
-    folder = job.scratch() / "mapreduce"
-    folder.mkdir(mode=0o700)
     plain = [as_plain_file(source, job.scratch()) for source in job.sources]
     joined = as_plain_file(job.joined, job.scratch()) if job.joined else None
     job = replace(job, sources=plain, joined=joined)
-    describe_job(job, folder / "JOB.json")
     splits = _splits([*plain, *filter(None, [joined])], job.processes)
     total = sum(length for *_, length in splits)
     num_partitions = max(job.processes, -(-total // PARTITION_BYTES))
-    with _Tasks(job.processes) as running:
+    with TemporaryDirectory(dir=job.scratch(), prefix="mapreduce-") as name, \
+            _Tasks(job.processes) as running:  # fmt: skip
+        folder = Path(name).absolute()
+        describe_job(job, folder / "JOB.json")
         runs = _map(job, folder, splits, num_partitions, running)
         yield from parts.batches(_reduce(job, folder, runs, running), job)
 
 
 def _splits(sources: list[Source], processes: int) -> list[tuple[int, int, int]]:
-    """Number of the file, first byte and length of each; the second file comes first."""
+    """Number of the file, first byte and length of each."""
     total = sum(source.num_bytes for source in sources)
     even = -(-total // (processes * SPLITS_PER_PROCESS))
     step = max(MIN_SPLIT_BYTES, min(SPLIT_BYTES, even))
@@ -82,8 +83,9 @@ def _map(
     for number, (source, start, length) in enumerate(splits):
         output = str(folder / f"run-{number:06d}")
         request = {
-            "do": "map", "job": str(folder / "JOB.json"), "name": sources[source].name,
-            "path": os.path.realpath(sources[source].path), "state": sources[source].state,
+            "do": "map", "job": str(folder / "JOB.json"), "source": source,
+            "name": sources[source].name,
+            "path": str(sources[source].path.absolute()), "state": sources[source].state,
             "start": start, "length": length, "output": output,
             "partitions": num_partitions, "number": number,
         }  # fmt: skip
@@ -158,8 +160,8 @@ class _Tasks:
         out, err = process.communicate(json.dumps(request))
         with self._lock:
             self._running.discard(process)
-        if process.returncode == 5:
-            raise DataError(tasks.last_line(err))
+        if process.returncode == EXIT_DATA:
+            raise DataError(json.loads(out)["error"])
         if process.returncode:
             raise RuntimeError(tasks.last_line(err))
         answer: tasks.Answer = json.loads(out)

@@ -9,6 +9,10 @@ Hadoop Streaming runs the pair as it is, and so does a shell:
 
     cat raw.csv | map JOB.json | LC_ALL=C sort | reduce JOB.json
 
+Hadoop tells a mapper which split it has in mapreduce_map_input_file, _start and _length. Elsewhere
+it is a whole file, and preprocess_input its number where there are several: 0, 1, ..., the second
+file of a join last.
+
     line                        key                           value
     kept record                 digest of its unit            its packed row in hex
     refused record              ~source-start-index           [column, value, rule] in JSON
@@ -24,10 +28,11 @@ number of a line in its file, as the other engines tell it. Counts travel with t
 output of a task that ran twice counts once; the counters on stderr are for people.
 
 A join needs no table of the second file in any process. Equal keys meet at a reducer, which holds
-back the lines of one key, and asks `records.read_record` with what the second file has of that key.
+back the lines of one key, and reads each of them with what the second file has of that key.
 
     job              JOB.json: what a task must know
     mapper, reducer  the pair
+    reader           what a line means, for both
     tasks            the pair on a part of a file or of the keys, on this machine
     parts            what reducers wrote, as batches
     cluster          plan and collect
@@ -39,3 +44,7 @@ CONTROL = b"~"
 """How the keys begin that are no digests; it comes after all of them."""
 
 COUNTERS = "reporter:counter:preprocess"
+
+INPUT = "preprocess_input"
+PROG = "preprocess.mapreduce"
+EXIT_DATA = 5

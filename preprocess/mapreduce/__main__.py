@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from preprocess.errors import DataError, UsageError
+from preprocess.mapreduce import EXIT_DATA, PROG
 
-PROG = "preprocess.mapreduce"
+EXIT_USAGE = 2
 ROLES = ("map", "reduce", "plan", "collect")
 
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         _run(role, arguments[1:])
     except (DataError, UsageError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
-        return 5 if isinstance(error, DataError) else 2
+        return EXIT_DATA if isinstance(error, DataError) else EXIT_USAGE
     return 0
 
 

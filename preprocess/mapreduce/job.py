@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from preprocess.errors import DataError
 from preprocess.header import BOM, layout_of, parse_header, read_first_line, read_header
 from preprocess.join import join_places
-from preprocess.mapreduce import CONTROL
-from preprocess.records import Layout
+from preprocess.mapreduce import CONTROL, INPUT
+from preprocess.mapreduce.reader import Reader
 from preprocess.schema import as_schema, from_schema
 from preprocess.sources import Source, open_source
 from preprocess.spec import Spec
@@ -59,14 +59,14 @@ class Description:
     split: Split
     inputs: list[Input]
     joined: Input | None
+    made_from: dict[str, Any] | None  # what the manifest says of it, see `writer.origin`
 
-    @cached_property
-    def layouts(self) -> list[Layout]:
-        """Of each input."""
-        spec = self.spec
+    def reader(self, source: int) -> Reader:
+        """For the lines of an input."""
+        spec, given = self.spec, self.inputs[source]
         if not spec.first_line_names:
-            return [layout_of(list(spec.header), spec) for _ in self.inputs]
-        return [parse_header(one.header, spec) for one in self.inputs]
+            return Reader(layout_of(list(spec.header), spec))
+        return Reader(parse_header(given.header, spec))
 
     @cached_property
     def places(self) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class Part:
         return self.start < self.input.header_at or self.start == self.input.header_at == 0
 
 
-def describe_job(job: Job, path: Path) -> None:
+def describe_job(job: Job, path: Path, made_from: dict[str, Any] | None = None) -> None:
     """Write what mappers and reducers of a job need. Its files must be plain text."""
     split = job.split
     inputs = [_describe(source, job.spec) for source in job.sources]
@@ -105,6 +105,7 @@ def describe_job(job: Job, path: Path) -> None:
         "split": {"salt": split.salt, "test_fraction": split.test_fraction, "shards": split.shards},
         "inputs": list(map(_as_json, inputs)),
         "joined": joined and _as_json(joined),
+        "made_from": made_from,
     }
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
@@ -119,32 +120,36 @@ def read_job(path: Path | str) -> Description:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise DataError(f"{path} must be what plan has written: {error}") from None
     return Description(
-        spec=from_schema(document["schema"]), split=split, inputs=inputs, joined=joined
-    )
+        spec=from_schema(document["schema"]), split=split, inputs=inputs, joined=joined,
+        made_from=document.get("made_from"),
+    )  # fmt: skip
 
 
 def find_part(description: Description, environment: Mapping[str, str]) -> Part:
-    """Which split this mapper has, from the variables of a Hadoop task.
+    """Which split this mapper has; see `preprocess.mapreduce`.
 
-    Without them it is all of the only input. Raises DataError for a file that is not of the job.
+    Raises DataError for a file that is not of the job.
     """
     inputs = description.inputs + ([description.joined] if description.joined else [])
-    file = environment.get("mapreduce_map_input_file")
-    if file is None:
-        if len(inputs) > 1:
-            raise DataError(
-                f"mapreduce_map_input_file must say which of {len(inputs)} files this is, it is "
-                f"not set"
-            )
-        return Part(0, inputs[0], 0, None)
-    number = _recognise(file, [one.path for one in inputs])
+    number = _number(environment, [one.path for one in inputs])
     length = environment.get("mapreduce_map_input_length")
     start = int(environment.get("mapreduce_map_input_start", 0))
     return Part(number, inputs[number], start, None if length is None else int(length))
 
 
-def _recognise(file: str, paths: list[str]) -> int:
-    """The path whose end is most like that of a file, such as hdfs://host/user/me/raw.csv."""
+def _number(environment: Mapping[str, str], paths: list[str]) -> int:
+    """Of the path whose end is most like that of a file, such as hdfs://host/user/me/raw.csv."""
+    given, file = environment.get(INPUT), environment.get("mapreduce_map_input_file")
+    if given is not None:
+        if given not in map(str, range(len(paths))):
+            raise DataError(f"{INPUT} must be in 0..{len(paths) - 1}, got {given}")
+        return int(given)
+    if file is None:
+        if len(paths) > 1:
+            raise DataError(
+                f"{INPUT} must be set where there are several files: 0 for {paths[0]}, and so on"
+            )
+        return 0
     ours = [_common_end(file, path) for path in paths]
     if not max(ours) or ours.count(max(ours)) > 1:
         raise DataError(

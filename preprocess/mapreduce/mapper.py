@@ -1,16 +1,10 @@
-"""The mapper: what each line of a split means, one line of output for each record.
-
-Most lines are plain and right: each of their fields has been met before, and a table of the
-distinct fields of a column, filled by `records.read_token`, has its code. All others go to the one
-function that knows what odd lines mean, `records.read_record`.
-"""
+"""The mapper: what each line of a split means, one line of output for each record."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from operator import getitem, itemgetter
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO, TextIO
 
 from preprocess.errors import DataError
@@ -18,23 +12,12 @@ from preprocess.header import BOM
 from preprocess.join import cut
 from preprocess.mapreduce import COUNTERS
 from preprocess.mapreduce.job import Description, Part, find_part
-from preprocess.records import (
-    BLANKS,
-    NOT_IN_UNIVERSE,
-    Layout,
-    Record,
-    Refusal,
-    read_record,
-    read_token,
-    split_line,
-)
+from preprocess.records import BLANKS, NOT_IN_UNIVERSE, Record, Refusal
 from preprocess.rows import pack, row_struct
 from preprocess.sources import lines_of
-from preprocess.spec import Column
 from preprocess.split import Split, digest_of
 
 DIGEST_BYTES = 8  # of a key
-MAX_KNOWN = 1 << 16  # distinct fields of a column that are remembered
 
 
 class Output:
@@ -123,23 +106,19 @@ class _Lines:
 
 def _map_first(description: Description, part: Part, lines: _Lines, output: Output) -> int:
     """Records of an input; with a join, those that a second file can complete are sent on."""
-    layout = description.layouts[part.source]
-    read = _reader(layout)
+    reader = description.reader(part.source)
+    read = reader.read if description.joined is None else reader.join_token
     num_records = 0
     for index, line in lines:
-        record = read(line)
-        if record is None:
-            continue
-        num_records += 1
-        if isinstance(record, Record):
-            output.keep(record, line)
-            continue
-        where = f"{part.name}-{index:012d}"
-        if record.rule == "no-match":
-            key = join_key(_token(line, layout), description.split)
+        found = read(line)
+        if isinstance(found, Record):
+            output.keep(found, line)
+        elif isinstance(found, Refusal):
+            output.refuse(found, f"{part.name}-{index:012d}")
+        elif isinstance(found, str):
+            key, where = join_key(found, description.split), f"{part.name}-{index:012d}"
             output.write(f"{key}\t1 {where} {line.hex()}\n".encode())
-        else:
-            output.refuse(record, where)
+        num_records += found is not None
     return num_records
 
 
@@ -156,53 +135,3 @@ def _map_second(description: Description, part: Part, lines: _Lines, output: Out
 def join_key(token: str, split: Split) -> str:
     """Where records and lines of the second file with this token meet."""
     return digest_of(token.encode(), split)[:DIGEST_BYTES].hex()
-
-
-def _token(line: bytes, layout: Layout) -> str:
-    """The key of the join in a line that has all its fields."""
-    fields = split_line(line.decode("utf-8", errors="replace"), layout.spec.separator)
-    assert fields is not None and layout.join is not None
-    return fields[layout.join].strip(layout.blanks)
-
-
-class _Codes(dict[str, float]):
-    """What is stored for a field without quotes; KeyError if the oracle must be asked."""
-
-    def __init__(self, column: Column, layout: Layout) -> None:
-        self._column, self._spec, self._blanks = column, layout.spec, layout.blanks
-
-    def __missing__(self, field: str) -> float:
-        code = read_token(field.strip(self._blanks), self._column, self._spec)
-        if code is None or isinstance(code, str):
-            raise KeyError(field)
-        if len(self) >= MAX_KNOWN:
-            self.clear()
-        self[field] = code
-        return code
-
-
-def _reader(layout: Layout) -> Callable[[bytes], Record | Refusal | None]:
-    """`read_record` without a second file, but quick for plain lines."""
-    if layout.join is not None:
-        return lambda line: read_record(line, layout)
-    separator, num_fields, unit = layout.spec.separator, layout.num_fields, layout.unit
-    tables = [_Codes(column, layout) for column, _ in layout.used]
-    places = [place for _, place in layout.used]
-    used = itemgetter(*places, places[-1])  # one more, as it gives no tuple for one
-
-    def read(line: bytes) -> Record | Refusal | None:
-        if b'"' in line or not line.isascii():
-            return read_record(line, layout)
-        fields = line.decode().split(separator)
-        if len(fields) != num_fields:
-            return read_record(line, layout)
-        try:
-            codes = tuple(map(getitem, tables, used(fields)))
-        except KeyError:
-            return read_record(line, layout)
-        if unit is None:
-            return Record(codes, ())
-        token = fields[unit].strip(layout.blanks)
-        return Record(codes, (), token) if token else read_record(line, layout)
-
-    return read

@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from numpy.typing import NDArray
 
 from preprocess.engines.base import Batch, Job, Refused, empty_rows
 from preprocess.errors import DataError
+from preprocess.mapreduce.tasks import unpack
 from preprocess.records import Refusal
 from preprocess.rows import row_type
+from preprocess.sources import COPY_BYTES
 
 MAX_OPEN_FILES = 200
 REFUSED_IN_BATCH = 20_000
@@ -59,9 +62,7 @@ def _told(lines: Iterable[bytes], splits: _Splits, job: Job) -> Iterator[Batch]:
     refused, imputed, skipped = list[Refused](), Counter[str](), Counter[str]()
     nothing = empty_rows(row_type(job.spec))
     for line in lines:
-        name, _, value = line.decode().partition("\t")
-        told = json.loads(value)
-        place = [int(number) for number in name[1:].split("-") if number]
+        place, told = _parsed(line)
         if isinstance(told, list):
             refused.append(Refused(place[0], splits.line(*place), Refusal(*told)))
             if len(refused) == REFUSED_IN_BATCH:
@@ -73,6 +74,34 @@ def _told(lines: Iterable[bytes], splits: _Splits, job: Job) -> Iterator[Batch]:
         if place:
             splits.begin(place[0], place[1], told)
     yield Batch(rows=nothing, refused=refused, imputed=imputed, skipped=skipped)
+
+
+def _parsed(line: bytes) -> tuple[list[int], Any]:
+    """Source, start and index, as many of them as there are, and what is told."""
+    try:
+        name, _, value = line.decode().partition("\t")
+        told = json.loads(value)
+        return [int(number) for number in name[1:].split("-") if number], told
+    except ValueError:
+        raise DataError(f"output must be what reducers wrote, got {line[:80]!r}") from None
+
+
+def read_parts(paths: Iterable[Path], job: Job) -> Iterator[Part]:
+    """The output files of reducers. Lines of control wait in files in the scratch folder."""
+    dtype = row_type(job.spec)
+    for number, path in enumerate(paths):
+        told = []
+        with path.open("rb") as file:
+            while lines := file.readlines(COPY_BYTES):
+                try:
+                    rows, control = unpack(line.rstrip(b"\n") for line in lines)
+                    yield np.frombuffer(rows, dtype), None
+                except ValueError as error:
+                    raise DataError(f"{path} must be what a reducer wrote: {error}") from None
+                told += control
+        sorted_control = job.scratch() / f"control-{number:06d}"
+        sorted_control.write_bytes(b"".join(line + b"\n" for line in sorted(told)))
+        yield empty_rows(dtype), sorted_control
 
 
 @dataclass
@@ -124,7 +153,8 @@ class _Splits:
             self._missing()
 
     def _missing(self, source: int | None = None) -> None:
-        name = self._sources[self._source if source is None else source].name
+        number = self._source if source is None else source
+        name = self._sources[min(number, len(self._sources) - 1)].name
         raise DataError(
             f"output must have every split of {name} once, at byte {self._stop:,} it does not: "
             f"parts are missing or there twice, or the file was not the one that was planned with"

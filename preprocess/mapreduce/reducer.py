@@ -10,7 +10,8 @@ from typing import BinaryIO, TextIO
 from preprocess.mapreduce import CONTROL
 from preprocess.mapreduce.job import Description
 from preprocess.mapreduce.mapper import Output
-from preprocess.records import Record, read_record
+from preprocess.mapreduce.reader import Reader
+from preprocess.records import Record
 from preprocess.sources import COPY_BYTES
 
 FIRST = b"1"
@@ -24,12 +25,13 @@ def run(description: Description, stdin: BinaryIO, stdout: BinaryIO, stderr: Tex
             stdout.write(block)
         return
     output = Output(description, stdout)
+    readers = [description.reader(source) for source in range(len(description.inputs))]
     for key, lines in groupby(stdin, _key):
         if key.startswith(CONTROL):
             for line in lines:
                 stdout.write(line)
         else:
-            _join(description, lines, output)
+            _join(readers, lines, output)
     output.end(CONTROL.decode(), stderr)
 
 
@@ -37,7 +39,7 @@ def _key(line: bytes) -> bytes:
     return line[: line.index(b"\t")]
 
 
-def _join(description: Description, lines: Iterable[bytes], output: Output) -> None:
+def _join(readers: list[Reader], lines: Iterable[bytes], output: Output) -> None:
     """The records of one key; `lookup` is the part of the second file that has it."""
     lookup: dict[str, tuple[str, ...] | None] = {}
     held = []
@@ -53,7 +55,7 @@ def _join(description: Description, lines: Iterable[bytes], output: Output) -> N
         where, _, text = content.decode().partition(" ")
         source = int(where[1:].partition("-")[0])
         raw = bytes.fromhex(text)
-        record = read_record(raw, description.layouts[source], lookup)
+        record = readers[source].read(raw, lookup)
         if isinstance(record, Record):
             output.keep(record, raw)
         elif record is not None:

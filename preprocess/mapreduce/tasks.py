@@ -11,8 +11,8 @@ the split; so in sorted lines every partition is one piece. A task holds a split
 Splits are those of Hadoop: the first byte may be anywhere, also between CR and LF, and a split has
 the lines that begin behind it, up to the line that begins where the next split does.
 
-The request comes as JSON on stdin, the answer goes as JSON to stdout. Exit code 5: a file is at
-fault; any other but 0: the last line of stderr says why.
+The request comes as JSON on stdin, the answer goes as JSON to stdout. With exit code 5 a file is at
+fault, and the answer says how; with any other but 0 the last line of stderr says why.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from preprocess.errors import DataError
-from preprocess.mapreduce import CONTROL, COUNTERS
+from preprocess.mapreduce import CONTROL, COUNTERS, EXIT_DATA, INPUT, PROG
 from preprocess.sources import COPY_BYTES, Source, open_source
 
 LINE_END = re.compile(rb"\r\n?|\n")
@@ -47,8 +47,8 @@ def main() -> int:
     try:
         answer = task(**request)
     except DataError as error:
-        print(error, file=sys.stderr)
-        return 5
+        json.dump({"error": str(error)}, sys.stdout)
+        return EXIT_DATA
     except ChildProcessError as error:
         print(error, file=sys.stderr)
         return 1
@@ -58,6 +58,7 @@ def main() -> int:
 
 def map_split(
     job: str,
+    source: int,
     name: str,
     path: str,
     state: tuple[int, int],
@@ -68,15 +69,15 @@ def map_split(
     number: int,
 ) -> Answer:
     """Map one split, the `number`-th of all. The answer: where each partition ends, and records."""
-    source = Source(
+    file_of = Source(
         name=name, path=Path(path), packing="none", num_bytes=state[0], state=(state[0], state[1])
     )
     variables = {
-        "mapreduce_map_input_file": f"file:{path}",
+        INPUT: str(source),
         "mapreduce_map_input_start": str(start),
         "mapreduce_map_input_length": str(length),
     }
-    with open_source(source) as file:
+    with open_source(file_of) as file:
         ends = [line_start(file, offset) for offset in (start, start + length)]
         mapped, errors = _child("map", job, _range(file, *ends), variables)
     lines = mapped.splitlines(keepends=True)
@@ -180,6 +181,8 @@ def _child(
         out.seek(0)
         err.seek(0)
         errors = err.read().decode(errors="replace")
+        if child.returncode == EXIT_DATA:
+            raise DataError(last_line(errors).removeprefix(f"{PROG}: error: "))
         if child.returncode:
             name = "mapper" if role == "map" else "reducer"
             raise ChildProcessError(

@@ -16,22 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preprocess import cli, engines, specs, summary
-from preprocess.errors import DataError, UsageError
+from preprocess.errors import UsageError
 from preprocess.fitted import fitted_columns, without_fitted
 from preprocess.ledger import beside
 from preprocess.output import check_json, progress, say, write_json
-from preprocess.shards import MANIFEST, QUARANTINE, read_manifest
+from preprocess.report import DEFAULT_MAX_BAD_FRACTION, check_found, tell
+from preprocess.shards import MANIFEST, read_manifest
 from preprocess.sources import Source, find_sources
 from preprocess.spec import Spec
 from preprocess.split import DEFAULT_SALT, DEFAULT_SHARDS, DEFAULT_TEST_FRACTION, Split
 from preprocess.writer import check_target, is_made_from, origin, scratch_folder
 
 if TYPE_CHECKING:
-    from preprocess.gather import Found
     from preprocess.statistics import Budget
 
 PROG = "preprocess"
-DEFAULT_MAX_BAD_FRACTION = 0.5
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -153,6 +152,7 @@ def _command(arguments: Sequence[str]) -> None:
         }  # fmt: skip
     from preprocess.making import make_dataset
 
+    names = ", ".join(options.input)
     started = time.monotonic()
     replaced = options.output is not None and (options.output / MANIFEST).is_file()
     total = sum(source.num_bytes for source in sources)
@@ -167,15 +167,16 @@ def _command(arguments: Sequence[str]) -> None:
         processes=options.processes,
         master=options.master,
         progress=progress(PROG, total if is_known else 0),
-        check=lambda found: _check_found(options, found),
+        check=lambda found: check_found(names, found, options.max_bad_fraction),
         made_from=made_from,
         more=more,
     )
     seconds = time.monotonic() - started
-    facts = {"spec": spec.name, "unit": spec.unit.kind, "engine": engine,
-             "split": made_from["split"], "replaced": replaced}  # fmt: skip
-    _tell(options, found, spec, facts, seconds)
-    _check_found(options, found)  # a dry run first says why
+    target = None if options.dry_run else options.output
+    facts = {"engine": engine, "split": made_from["split"], "replaced": replaced,
+             "seconds": seconds}  # fmt: skip
+    tell(PROG, found, spec, target, options.json, facts)
+    check_found(names, found, options.max_bad_fraction)  # a dry run first says why
 
 
 def _check_budget(options: argparse.Namespace, document: dict[str, Any], spec: Spec) -> Budget:
@@ -248,15 +249,6 @@ def _check_paths(options: argparse.Namespace, sources: list[Source]) -> None:
     check_json(options.json, *inputs, options.output)
 
 
-def _check_found(options: argparse.Namespace, found: Found) -> None:
-    names = ", ".join(options.input)
-    if not found.kept:
-        raise DataError(summary.no_valid_record(names, found))
-    bad = found.refused.total()
-    if bad / (found.kept + bad) > options.max_bad_fraction:
-        raise DataError(summary.too_many_refused(names, found, options.max_bad_fraction))
-
-
 def _tell_up_to_date(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.output)
     report = {"dry_run": False, "up_to_date": True, "dataset": str(options.output)}
@@ -268,33 +260,6 @@ def _tell_up_to_date(options: argparse.Namespace) -> None:
         f"(--force makes it again)\n{summary.next_step(options.output)}",
         sys.stderr if options.json == "-" else sys.stdout,
     )
-
-
-def _tell(
-    options: argparse.Namespace, found: Found, spec: Spec, facts: dict[str, Any], seconds: float
-) -> None:
-    """The summary, a warning, and the report, each where it belongs."""
-    from preprocess.writer import COUNTS_NOTE
-
-    report = {
-        "dry_run": options.dry_run,
-        "up_to_date": False,
-        "dataset": None if options.dry_run else str(options.output),
-        "replaced": facts["replaced"],
-        "seconds": round(seconds, 3),
-        "quarantine": None if options.dry_run else str(options.output / QUARANTINE),
-        **{key: facts[key] for key in ("spec", "unit", "engine", "split")},
-        "counts": found.as_json(),
-        "counts_note": COUNTS_NOTE,
-        "refusals": {"rows": summary.refusals(found)},
-    }
-    if options.json not in (None, "-"):
-        write_json(options.json, report)  # before anything that nobody may be there to read
-    say(summary.in_words(report), sys.stderr if options.json == "-" else sys.stdout)
-    if warning := summary.only_one_label(found, spec):
-        say(f"{PROG}: warning: {warning}", sys.stderr)
-    if options.json == "-":
-        write_json(options.json, report)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,21 @@
 A line is *plain* if it is valid UTF-8, has exactly the right number of separators, and no quotes
 but around whole fields that hold neither quotes nor separators (see `preprocess.blocks`). Its
 tokens are what stands between the separators once those quotes are gone, without blanks around.
-An expression never decides more than it is sure of: a token passes an ASCII pattern before it is
-cast, and whatever is not right goes to `records.read_record`. So the table below says all.
+
+One ASCII pattern for the whole line tells whether every token that should be a number is one, or is
+missing. Only then is anything cast, and whatever is not right goes to `records.read_record`. So
+this table says all:
 
     state   null   kept
             i>=0   skipped: used column i is not in the universe, and those before it are right
             ODD    not plain, or against a rule: the oracle decides
             HEADER equal to the header of its file
             BLANK  no record
-    id      of odd lines and headers: partition and number of the line in it
+    id      of odd lines and headers: where they are
     line    of odd lines: their bytes
     place   of kept lines: the first 24 bytes of the digest of the line, or of its unit
     order   of kept lines of units: the third 8 bytes of the digest of the line
-    c0...   of kept lines: the codes; null is a missing answer to be imputed
+    c0...   the codes; null is a missing answer to be imputed
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import json
 import re
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 from string import ascii_lowercase, ascii_uppercase
 from zlib import crc32
 
@@ -35,16 +37,16 @@ from preprocess.records import Layout
 from preprocess.spec import Column, Spec
 from preprocess.split import Split
 
-_DIGIT = re.compile("[0-9]")
 ODD, HEADER, BLANK = -1, -2, -3
 INTEGER, NUMBER = "[0-9]{1,9}", r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:[eE][+-]?[0-9]{1,2})?"
+MISSING = -1  # in place of the number of a level
 MAX_FIELDS_IN_PATTERN = 500  # Java's matcher needs some stack for each
 
 SETTINGS = {
     "spark.sql.ansi.enabled": "false",  # a cast that fails gives null, not a costly exception
-    "spark.sql.codegen.hugeMethodLimit": "8000",  # beyond it Java does not compile
+    "spark.sql.codegen.wholeStage": "false",  # Java does not compile a method that is so long
 }
-"""What a session must have while a table is described and made."""
+"""What a session must have while such a table is described and made."""
 
 
 def outcomes(
@@ -59,73 +61,106 @@ def outcomes(
     `second` is that of `spark_join.read_second`.
     """
     spec = layout.spec
-    text = Text(spec, layout.num_fields)
-    table = lines.select("*", *text.flags(), text.is_simple(layout), *_tokens(text, layout))
-    if second is not None:
-        table = table.join(second, "key", "left")
-    decided = [_decide(i, column, spec) for i, (column, _) in enumerate(layout.used)]
+    table = stripped(lines, spec).select(
+        "id",
+        "line",
+        is_blank().alias("is_blank"),
+        (F.col("is_clear") & _is_simple(layout)).alias("is_simple"),
+        *_values_and_keys(layout),
+    )
     state = F.when(F.col("is_blank"), BLANK)
     if header is not None:
         state = state.when(F.col("line").cast("binary") == F.lit(header), HEADER)
-    state = state.when(~F.col("is_plain"), ODD)
+    state = state.when(~F.col("is_simple"), ODD)
     if layout.unit is not None:
         state = state.when(F.col("unit") == "", ODD)
     if second is not None:
+        table = table.join(second, "key", "left")
         state = state.when(_is_unmatched(layout), ODD)
-    state = state.otherwise(F.coalesce(*[wrong for _, wrong in decided])).cast("short")
-    kept = {f"c{i}": code for i, (code, _) in enumerate(decided)} | _places(layout, split)
+    decided = [_decide(i, column, spec) for i, (column, _) in enumerate(layout.used)]
+    state = state.otherwise(F.coalesce(*[wrong for _, wrong in decided]))
+    table = table.select(
+        state.cast("short").alias("state"),
+        "id",
+        "line",
+        *(["unit"] if layout.unit is not None else []),
+        *[code.alias(f"c{i}") for i, (code, _) in enumerate(decided)],
+    )
+    is_kept = F.col("state").isNull()
     return table.select(
-        state.alias("state"),
-        F.when(state.isin(ODD, HEADER), F.col("id")).alias("id"),
-        F.when(state == ODD, F.col("line").cast("binary")).alias("line"),
-        *[F.when(state.isNull(), value).alias(name) for name, value in kept.items()],
+        "state",
+        F.when(F.col("state").isin(ODD, HEADER), F.col("id")).alias("id"),
+        F.when(F.col("state") == ODD, F.col("line").cast("binary")).alias("line"),
+        *[F.when(is_kept, word).alias(name) for name, word in _places(layout, split).items()],
+        *[f"c{i}" for i in range(len(decided))],
     )
 
 
-class Text:
-    """Expressions about a column `line`."""
-
-    def __init__(self, spec: Spec, num_fields: int) -> None:
-        separator, blank = re.escape(spec.separator), "[ \t]" if spec.separator != "\t" else "[ ]"
-        quoted = rf'(\A|{separator}){blank}*+"([^"{separator}]*+)"{blank}*+(?={separator}|\z)'
-        blanks = rf"(?:\A|(?<={separator})){blank}++|(?<!{blank}){blank}++(?={separator}|\z)"
-        line = F.col("line")
-        self._num_fields, self._separator = num_fields, separator
-        self._has_quote = F.contains(line, F.lit('"'))
-        bare = F.when(self._has_quote, F.regexp_replace(line, quoted, "$1$2")).otherwise(line)
-        has_blank = reduce(or_, [F.contains(bare, F.lit(one)) for one in blank[1:-1]])
-        self._stripped = F.when(has_blank, F.regexp_replace(bare, blanks, "")).otherwise(bare)
-        self._is_clear = F.is_valid_utf8(line) & ~F.contains(bare, F.lit('"'))
-        self._tokens = F.split(self._stripped, separator, -1)
-
-    def flags(self) -> list[Expression]:
-        """`is_plain` and `is_blank`."""
-        is_plain = self._is_clear & (F.size(self._tokens) == self._num_fields)
-        is_blank = (self._stripped == "") & ~self._has_quote
-        return [is_plain.alias("is_plain"), is_blank.alias("is_blank")]
-
-    def token(self, place: int) -> Expression:
-        """A token of a plain line; of other lines any, or null."""
-        return F.get(self._tokens, F.lit(place))
-
-    def is_simple(self, layout: Layout) -> Expression:
-        """Whether all that should be numbers are so, or missing: one search instead of many."""
-        if self._num_fields > MAX_FIELDS_IN_PATTERN:
-            return F.lit(False).alias("is_simple")
-        fields = [rf"[^{self._separator}]*+"] * self._num_fields
-        missing = [re.escape(one) for one in _missing_tokens(layout.spec) if not _DIGIT.search(one)]
-        for column, place in layout.used:
-            if place < self._num_fields and not column.levels:
-                fields[place] = f"(?:{_pattern(column)}|(?i:{'|'.join(missing)}))"
-        pattern = rf"\A{self._separator.join(fields)}\z"
-        return self._stripped.rlike(pattern).alias("is_simple")
+def stripped(lines: DataFrame, spec: Spec) -> DataFrame:
+    """Adds `stripped`, plain lines without quotes and blanks around fields; and `is_clear`: all but
+    the number of fields is as it is in plain lines."""
+    separator, blank = re.escape(spec.separator), "[ \t]" if spec.separator != "\t" else "[ ]"
+    quoted = rf'(\A|{separator}){blank}*+"([^"{separator}]*+)"{blank}*+(?={separator}|\z)'
+    blanks = rf"(?:\A|(?<={separator})){blank}++|(?<!{blank}){blank}++(?={separator}|\z)"
+    line, bare = F.col("line"), F.col("bare")
+    unquoted = F.regexp_replace(line, quoted, "$1$2")
+    has_blank = reduce(or_, [F.contains(bare, F.lit(one)) for one in blank[1:-1]])
+    return lines.select(
+        "*", F.when(F.contains(line, F.lit('"')), unquoted).otherwise(line).alias("bare")
+    ).select(
+        *lines.columns,
+        F.when(has_blank, F.regexp_replace(bare, blanks, "")).otherwise(bare).alias("stripped"),
+        (F.is_valid_utf8(line) & ~F.contains(bare, F.lit('"'))).alias("is_clear"),
+    )
 
 
-def _tokens(text: Text, layout: Layout) -> list[Expression]:
-    places = {f"t{i}": at for i, (_, at) in enumerate(layout.used) if at < layout.num_fields}
-    places |= {"unit": layout.unit} if layout.unit is not None else {}
-    places |= {"key": layout.join} if layout.join is not None else {}
-    return [text.token(place).alias(name) for name, place in places.items()]
+def is_blank() -> Expression:
+    """Whether a line that was stripped has nothing but blanks."""
+    return (F.col("stripped") == "") & ~F.contains(F.col("line"), F.lit('"'))
+
+
+def tokens_of(spec: Spec) -> Expression:
+    """An array, of a line that was stripped."""
+    return F.split("stripped", re.escape(spec.separator), -1)
+
+
+def _is_simple(layout: Layout) -> Expression:
+    """Whether the number of fields is right, and all that should be numbers are so, or missing.
+
+    This is one search instead of many.
+    """
+    separator = re.escape(layout.spec.separator)
+    fields = [f"[^{separator}]*+"] * layout.num_fields
+    missing = "|".join(map(re.escape, _missing_tokens(layout.spec)))
+    for column, place in layout.used:
+        if place < layout.num_fields and not column.levels:
+            fields[place] = f"(?:{_pattern(column)}|(?i:{missing}))"
+    if layout.num_fields <= MAX_FIELDS_IN_PATTERN:
+        return F.col("stripped").rlike(rf"\A{separator.join(fields)}\z")
+    tokens = tokens_of(layout.spec)
+    return reduce(
+        and_,
+        [
+            F.get(tokens, F.lit(place)).rlike(rf"\A{fields[place]}\z")
+            for _, place in layout.used
+            if place < layout.num_fields
+        ],
+        F.size(tokens) == layout.num_fields,
+    )
+
+
+def _values_and_keys(layout: Layout) -> list[Expression]:
+    """Of the first file: v<i> of used columns, `unit` and `key`."""
+    tokens = tokens_of(layout.spec)
+    found = [
+        _value(F.get(tokens, F.lit(place)), column, layout.spec).alias(f"v{i}")
+        for i, (column, place) in enumerate(layout.used)
+        if place < layout.num_fields
+    ]
+    keys = {"unit": layout.unit, "key": layout.join}
+    return found + [
+        F.get(tokens, F.lit(place)).alias(name) for name, place in keys.items() if place is not None
+    ]
 
 
 def _is_unmatched(layout: Layout) -> Expression:
@@ -134,12 +169,17 @@ def _is_unmatched(layout: Layout) -> Expression:
     return F.col("matches").isNull() | (F.col("matches") != 1)
 
 
-def _value(token: Expression, column: Column) -> Expression:
-    """As `records._value`: the number that a token is, or the place of the level; else null."""
+def _value(token: Expression, column: Column, spec: Spec) -> Expression:
+    """The number that a token of a simple line is, or null if it is missing; or `_level`."""
     if column.levels:
-        return _level(token, column.levels)
-    is_number = F.col("is_simple") | token.rlike(rf"\A{_pattern(column)}\z")
-    return F.when(is_number, token.cast("double" if column.decimal else "int"))
+        return _level(token, column, spec)
+    number = token.cast("double" if column.decimal else "int")
+    alike = [
+        one
+        for one in _missing_tokens(spec)
+        if (column.decimal or re.search("[0-9]", one)) and not re.fullmatch(_pattern(column), one)
+    ]
+    return F.when(~_lower(token).isin(alike), number) if alike else number
 
 
 def _pattern(column: Column) -> str:
@@ -148,11 +188,16 @@ def _pattern(column: Column) -> str:
     return INTEGER if column.low >= 0 else f"-?{INTEGER}"
 
 
-def _level(token: Expression, levels: tuple[str, ...]) -> Expression:
-    """Spark searches a map from its beginning, so there are many, chosen by a checksum."""
-    buckets: list[dict[str, int]] = [{} for _ in range(2 * len(levels))]
-    for place, level in enumerate(levels):
-        buckets[crc32(level.encode()) % len(buckets)][level] = place
+def _level(token: Expression, column: Column, spec: Spec) -> Expression:
+    """The number of a level, or MISSING, or null.
+
+    Spark searches a map from its beginning, so there are many, chosen by a checksum.
+    """
+    known = dict.fromkeys(_missing_tokens(spec), MISSING) if column.impute is not None else {}
+    known |= {level: number for number, level in enumerate(column.levels)}
+    buckets: list[dict[str, int]] = [{} for _ in range(2 * len(known))]
+    for text, number in known.items():
+        buckets[crc32(text.encode()) % len(buckets)][text] = number
     maps = F.from_json(F.lit(json.dumps(buckets)), "array<map<string,int>>")
     bucket = F.crc32(token.cast("binary")) % len(buckets)
     return F.try_element_at(F.get(maps, bucket.cast("int")), token)
@@ -160,25 +205,25 @@ def _level(token: Expression, levels: tuple[str, ...]) -> Expression:
 
 def _decide(number: int, column: Column, spec: Spec) -> tuple[Expression, Expression]:
     """The code of used column `number`, null for a missing answer; and its state, null if right."""
-    token = F.col(f"t{number}")
-    value = _value(token, column)
-    low, high = _limits(column)
-    code = value
-    if column.outside == "clip":
-        code = F.when(value < low, low).when(value > high, high).otherwise(value)
+    value = F.col(f"v{number}")
+    if column.levels:
+        code = F.when(value != MISSING, value)
+        state = F.when(value.isNull(), ODD)
+    else:
+        low, high = _limits(column)
+        is_low, is_high = value < low, value > high
+        code, state = value, F.when(F.lit(False), ODD)
+        if column.impute is None:
+            state = state.when(value.isNull(), ODD)
+        if column.outside == "clip":
+            code = F.when(is_low, low).when(is_high, high).otherwise(value)
+        else:
+            state = state.when(is_low | is_high, number if column.outside == "skip" else ODD)
     if column.name == spec.label and spec.classes:
-        of = {place: [c for c in codes] for place, codes in enumerate(spec.classes)}
-        code = reduce(
-            lambda done, one: done.when(code.isin(one[1]), one[0]),
-            list(of.items())[1:],
-            F.when(code.isin(of[0]), 0),
-        )
-    no_value = F.when(_is_missing(token, spec), None).otherwise(ODD)
-    state = F.when(value.isNull(), no_value if column.impute is not None else ODD)
-    if column.outside != "clip":
-        outside = (value < low) | (value > high)
-        state = state.when(outside, number if column.outside == "skip" else ODD)
-    if column.name == spec.label and spec.classes:
+        classes = [list(codes) for codes in spec.classes]
+        value, code = code, F.when(code.isin(classes[0]), 0)
+        for place, codes in enumerate(classes[1:], start=1):
+            code = code.when(value.isin(codes), place)
         state = state.when(code.isNull(), number)
     return code, state
 
@@ -188,14 +233,13 @@ def _limits(column: Column) -> tuple[Expression, Expression]:
     return F.lit(kind(column.low)), F.lit(kind(column.high))
 
 
-def _is_missing(token: Expression, spec: Spec) -> Expression:
-    lower = F.translate(token, ascii_uppercase, ascii_lowercase)
-    return lower.isin(_missing_tokens(spec))
-
-
 def _missing_tokens(spec: Spec) -> list[str]:
     """Compared in the lower case of ASCII letters only, about which all languages agree."""
     return sorted(one for one in spec.missing_tokens if one == one.lower())
+
+
+def _lower(token: Expression) -> Expression:
+    return F.translate(token, ascii_uppercase, ascii_lowercase)
 
 
 def _places(layout: Layout, split: Split) -> dict[str, Expression]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pyspark.sql import Column as Expression
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 from pyspark.sql.types import BooleanType, DataType, DoubleType, FloatType
 
 from preprocess.header import check_names, layout_of

@@ -14,14 +14,14 @@ from __future__ import annotations
 from functools import partial
 
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from preprocess.engines.base import Job
 from preprocess.header import joined_columns, read_first_line
 from preprocess.join import cut, join_places
 from preprocess.sources import as_plain_file, open_source
-from preprocess.spark_columns import Text
+from preprocess.spark_columns import is_blank, stripped, tokens_of
 from preprocess.spark_files import read_table, read_text, with_ids, write_table
 from preprocess.spark_oracle import cut_second
 
@@ -37,10 +37,14 @@ def read_second(spark: SparkSession, job: Job) -> DataFrame | None:
         places = join_places(header, spec)
     names = [column.name for column in spec.columns]
     columns = ["key", *(f"t{names.index(name)}" for name in joined_columns(spec))]
-    text = Text(spec, places[0])
-    tokens = [text.token(at).alias(name) for name, at in zip(columns, places[1:], strict=True)]
-    lines = with_ids(read_text(spark, job, {"second": source.path}))
-    lines = lines.select("line", *text.flags(), *tokens)
+    tokens = tokens_of(spec)
+    is_plain = F.col("is_clear") & (F.size(tokens) == places[0])
+    lines = stripped(with_ids(read_text(spark, job, {"second": source.path})), spec).select(
+        "line",
+        is_plain.alias("is_plain"),
+        is_blank().alias("is_blank"),
+        *[F.get(tokens, F.lit(at)).alias(n) for n, at in zip(columns, places[1:], strict=True)],
+    )
     is_header = F.col("line").cast("binary") == F.lit(header)
     is_odd = ~F.col("is_plain") & ~F.col("is_blank")
     counts = lines.agg(F.count_if(is_header), F.count_if(is_odd & ~is_header)).first()

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from math import ceil
+from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from preprocess.errors import UsageError
@@ -36,6 +37,7 @@ DEFAULT_SALT = "census split 1"
 DEFAULT_TEST_FRACTION = 0.2
 DEFAULT_SHARDS = 8
 MAX_SHARDS = 65536
+_WORDS = Struct(">QQQ")
 SIDES = ("train", "test")  # 0 and 1 in `Cleaned.sides`
 
 
@@ -75,10 +77,8 @@ def digest_of(text: bytes, split: Split) -> bytes:
 
 def place(text: bytes, split: Split) -> tuple[int, int, int]:
     """Side (0 train, 1 test), shard and order of one record or unit: the definition."""
-    digest = digest_of(text, split)
-    side = int.from_bytes(digest[:8], "big") < split.threshold
-    shard = int.from_bytes(digest[8:16], "big") % split.shards
-    return int(side), shard, int.from_bytes(digest[16:24], "big")
+    first, second, order = _WORDS.unpack_from(digest_of(text, split))
+    return int(first < split.threshold), second % split.shards, order
 
 
 def places_of(words: NDArray[np.uint64], split: Split) -> tuple[NDArray[Any], ...]:

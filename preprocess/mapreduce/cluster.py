@@ -12,7 +12,6 @@ and nothing else.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
@@ -20,13 +19,13 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from preprocess import __main__ as command
 from preprocess import cli, specs
 from preprocess.errors import DataError, UsageError
 from preprocess.fitted import fitted_columns
 from preprocess.mapreduce import PROG
 from preprocess.mapreduce.job import describe_job, read_job
 from preprocess.output import say
+from preprocess.report import DEFAULT_MAX_BAD_FRACTION, check_found, tell
 from preprocess.shards import MANIFEST
 from preprocess.sources import find_sources
 from preprocess.split import DEFAULT_SALT, DEFAULT_SHARDS, DEFAULT_TEST_FRACTION, Split
@@ -103,10 +102,7 @@ def _collect(arguments: Sequence[str]) -> None:
     paths = _parts(options.parts)
     started = time.monotonic()
     replaced = (options.output / MANIFEST).is_file()
-    given = argparse.Namespace(
-        input=[one.name for one in description.inputs], output=options.output, dry_run=False,
-        json=None, max_bad_fraction=options.max_bad_fraction,
-    )  # fmt: skip
+    names = ", ".join(one.name for one in description.inputs)
     found = make_dataset(
         description.spec,
         [one.as_source() for one in description.inputs],
@@ -115,13 +111,12 @@ def _collect(arguments: Sequence[str]) -> None:
         split=description.split,
         engine="mapreduce",
         clean=lambda job: batches(read_parts(paths, job), job),
-        check=lambda found: command._check_found(given, found),
+        check=lambda found: check_found(names, found, options.max_bad_fraction),
         made_from=description.made_from,
     )
-    spec = description.spec
-    facts = {"spec": spec.name, "unit": spec.unit.kind, "engine": "mapreduce",
-             "split": (description.made_from or {}).get("split"), "replaced": replaced}  # fmt: skip
-    command._tell(given, found, spec, facts, time.monotonic() - started)
+    facts = {"engine": "mapreduce", "split": (description.made_from or {}).get("split"),
+             "replaced": replaced, "seconds": time.monotonic() - started}  # fmt: skip
+    tell(PROG, found, description.spec, options.output, None, facts)
 
 
 def _parts(given: Sequence[Path]) -> list[Path]:
@@ -156,6 +151,6 @@ def _collect_parser() -> cli.Parser:
     add("job", type=Path, metavar="JOBDIR", help="what plan has written")
     add("parts", type=Path, nargs="+", metavar="PARTS", help="files, or folders of part-*")
     add("--output", type=Path, required=True, metavar="DATASET", help="folder to write")
-    add("--max-bad-fraction", type=float, default=command.DEFAULT_MAX_BAD_FRACTION, metavar="F",
+    add("--max-bad-fraction", type=float, default=DEFAULT_MAX_BAD_FRACTION, metavar="F",
         help="as for python -m preprocess")  # fmt: skip
     return parser

@@ -23,7 +23,7 @@ CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
 
 .NOTPARALLEL:
 .PHONY: help core install install-openmpi install-bench system-mpi wheels demo test statistical readme \
-	exhaustive cluster test-openmpi check format bench bench-steps accuracy clean
+	exhaustive cluster test-openmpi check format bench bench-steps bench-preprocess accuracy clean
 
 help:
 	@echo "make demo              train a private model on 4 ranks (DATA=file.csv for your own file)"
@@ -33,6 +33,7 @@ help:
 	@echo "make check             formatting, lint, types"
 	@echo "make bench             all-reduces against MPI's own (SIZES='4K 1M' for some sizes)"
 	@echo "make bench-steps       private steps against PyTorch's plain SGD and Opacus (BENCH='--job' for the main job)"
+	@echo "make bench-preprocess  raw files to data sets: every engine, on one core and on all (ROWS=100000)"
 	@echo "make accuracy          private accuracy beside models without privacy (DATA=file.csv, SALTS=5)"
 	@echo "make statistical       the slow statistical tests"
 	@echo "make exhaustive        every all-reduce schedule, proven for all worlds of up to 128 ranks"
@@ -143,6 +144,9 @@ bench: $(CORE)
 
 bench-steps: install-bench
 	$(PY) -m dpsgd.bench $(BENCH)
+
+bench-preprocess: $(FULL)
+	$(PY) -m preprocess.bench $(if $(ROWS),--rows $(ROWS))
 
 accuracy: $(FULL)
 	$(PY) -m dpsgd.accuracy $(if $(DATA),--input "$(DATA)") $(if $(SALTS),--salts $(SALTS))

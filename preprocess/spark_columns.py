@@ -75,7 +75,7 @@ def outcomes(
     if layout.unit is not None:
         state = state.when(F.col("unit") == "", ODD)
     if second is not None:
-        table = table.join(second, "key", "left")
+        table = table.join(second, "key", "left").select("*", *_joined_values(layout))
         state = state.when(_is_unmatched(layout), ODD)
     decided = [_decide(i, column, spec) for i, (column, _) in enumerate(layout.used)]
     state = state.otherwise(F.coalesce(*[wrong for _, wrong in decided]))
@@ -129,24 +129,27 @@ def _is_simple(layout: Layout) -> Expression:
 
     This is one search instead of many.
     """
-    separator = re.escape(layout.spec.separator)
-    fields = [f"[^{separator}]*+"] * layout.num_fields
-    missing = "|".join(map(re.escape, _missing_tokens(layout.spec)))
-    for column, place in layout.used:
-        if place < layout.num_fields and not column.levels:
-            fields[place] = f"(?:{_pattern(column)}|(?i:{missing}))"
-    if layout.num_fields <= MAX_FIELDS_IN_PATTERN:
-        return F.col("stripped").rlike(rf"\A{separator.join(fields)}\z")
-    tokens = tokens_of(layout.spec)
-    return reduce(
-        and_,
-        [
-            F.get(tokens, F.lit(place)).rlike(rf"\A{fields[place]}\z")
-            for _, place in layout.used
-            if place < layout.num_fields
-        ],
-        F.size(tokens) == layout.num_fields,
-    )
+    tokens, separator = tokens_of(layout.spec), re.escape(layout.spec.separator)
+    patterns = {
+        place: _number_or_missing(column, layout.spec)
+        for column, place in layout.used
+        if place < layout.num_fields and not column.levels
+    }
+    if layout.num_fields > MAX_FIELDS_IN_PATTERN:
+        is_right = [
+            F.get(tokens, F.lit(place)).rlike(rf"\A{pattern}\z")
+            for place, pattern in patterns.items()
+        ]
+        return reduce(and_, is_right, F.size(tokens) == layout.num_fields)
+    fields = [patterns.get(place, f"[^{separator}]*+") for place in range(layout.num_fields)]
+    return F.col("stripped").rlike(rf"\A{separator.join(fields)}\z")
+
+
+def _number_or_missing(column: Column, spec: Spec) -> str:
+    missing = _missing_tokens(spec)
+    if not missing:
+        return _pattern(column)
+    return f"(?:{_pattern(column)}|(?i:{'|'.join(map(re.escape, missing))}))"
 
 
 def _values_and_keys(layout: Layout) -> list[Expression]:
@@ -163,23 +166,45 @@ def _values_and_keys(layout: Layout) -> list[Expression]:
     ]
 
 
+def _joined_values(layout: Layout) -> list[Expression]:
+    """The same of the second file."""
+    return [
+        _value(F.col(f"t{i}"), column, layout.spec).alias(f"v{i}")
+        for i, (column, _) in _joined(layout).items()
+    ]
+
+
 def _is_unmatched(layout: Layout) -> Expression:
-    if not any(place >= layout.num_fields for _, place in layout.used):
-        return F.lit(True)  # nothing is read from the second file: the oracle finds no match
-    return F.col("matches").isNull() | (F.col("matches") != 1)
+    """Or has a field there that is not simple."""
+    if not _joined(layout):
+        return F.lit(True)  # the oracle finds no match where there is nothing to read
+    is_right = [
+        F.col(f"t{i}").rlike(rf"\A{_number_or_missing(column, layout.spec)}\z")
+        for i, (column, _) in _joined(layout).items()
+        if not column.levels
+    ]
+    return ~reduce(and_, is_right, F.col("matches").eqNullSafe(1))
+
+
+def _joined(layout: Layout) -> dict[int, tuple[Column, int]]:
+    return {i: used for i, used in enumerate(layout.used) if used[1] >= layout.num_fields}
 
 
 def _value(token: Expression, column: Column, spec: Spec) -> Expression:
     """The number that a token of a simple line is, or null if it is missing; or `_level`."""
     if column.levels:
         return _level(token, column, spec)
-    number = token.cast("double" if column.decimal else "int")
+    is_number = (token >= "0") & (token < ":")
+    if column.decimal or column.low < 0:
+        is_number |= token.startswith("-")
     alike = [
         one
         for one in _missing_tokens(spec)
-        if (column.decimal or re.search("[0-9]", one)) and not re.fullmatch(_pattern(column), one)
+        if re.match("-|[0-9]", one) and not re.fullmatch(_pattern(column), one)
     ]
-    return F.when(~_lower(token).isin(alike), number) if alike else number
+    if alike:
+        is_number &= ~_lower(token).isin(alike)
+    return F.when(is_number, token.cast("double" if column.decimal else "int"))
 
 
 def _pattern(column: Column) -> str:

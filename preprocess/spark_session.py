@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from py4j.protocol import Py4JError
+from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
@@ -43,6 +43,9 @@ appender.console.name = console
 appender.console.target = SYSTEM_ERR
 appender.console.layout.type = PatternLayout
 appender.console.layout.pattern = %c{1}: %m%n
+# it would set the level of all to its own
+logger.gateway.name = org.apache.spark.api.python.PythonGatewayServer
+logger.gateway.level = error
 """
 OPTIONS = {
     **SETTINGS,
@@ -66,6 +69,19 @@ def session(job: Job) -> SparkSession:
     return spark
 
 
+@contextmanager
+def settings_in(spark: SparkSession) -> Iterator[None]:
+    """Within the block the session of somebody else has what a table needs to be made."""
+    before = {name: spark.conf.get(name) for name in SETTINGS}
+    for name, value in SETTINGS.items():
+        spark.conf.set(name, value)
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            spark.conf.set(name, old or "")
+
+
 def _start(job: Job) -> None:
     folder = _folder(job.scratch().parent)
     builder = SparkSession.builder.appName("preprocess")
@@ -79,7 +95,7 @@ def _start(job: Job) -> None:
             environment.pop("PYSPARK_PYTHON")  # other machines have their own
     with _environment(environment):
         try:
-            spark = builder.config(map=settings).getOrCreate()
+            spark = builder.config(map={**settings}).getOrCreate()
         except (Py4JError, PySparkException) as error:
             reason = str(error).strip().splitlines()[0]
             raise UsageError(
@@ -102,6 +118,7 @@ def _settings(master: str, folder: Path) -> dict[str, str]:
         ),
         "spark.local.dir": str(folder),
         "spark.sql.warehouse.dir": file_uri(folder / "warehouse"),
+        "spark.sql.shuffle.partitions": "8",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
     }

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from preprocess import blocks
+from preprocess import blocks, meanings, meanings
 from preprocess.header import parse_header
 from preprocess.records import NOT_IN_UNIVERSE, Record, Refusal, read_record
 from preprocess.sources import find_sources
@@ -139,7 +139,7 @@ def test_lines_do_not_depend_on_the_size_of_a_block(content: bytes):
 def test_distinct_fields_that_are_forgotten_are_learned_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(blocks, "MAX_KNOWN", 3)
+    monkeypatch.setattr(meanings, "MAX_KNOWN", 3)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 200)
     path = tmp_path / "raw.csv"
     lines = [GOOD.replace("51", str(15 + 7 * number % 101)) for number in range(60)]

@@ -2,6 +2,8 @@
 
     sequential   plain Python, one record after the other: the oracle
     polars       the default: vectorised where a line is plain, the oracle where it is odd
+    mapreduce    the pair that runs under Hadoop Streaming, in processes of this machine
+    spark        the same idea as polars with DataFrames, on one machine or a cluster
 
 A file is found by being here, and inherits the contract test and the command line.
 """

@@ -43,7 +43,7 @@ from preprocess.spark_files import Numbers, parts_of, read_table, read_text, wit
 from preprocess.spark_frame import as_lines, layout_of_frame
 from preprocess.spark_join import read_second
 from preprocess.spark_oracle import read_answers, with_keys, write_answers
-from preprocess.spark_session import session
+from preprocess.spark_session import session, settings_in
 from preprocess.spec import Spec
 from preprocess.split import Split, places_of
 from preprocess.writer import origin
@@ -90,7 +90,9 @@ def clean_frame(frame: DataFrame, job: Job) -> Iterator[Batch]:
     """
     layout = layout_of_frame(frame, job.spec)
     spark = session(job)
-    table = _Table(job, spark, as_lines(frame, job.spec), layout, read_second(spark, job))
+    second = read_second(spark, job)
+    with settings_in(frame.sparkSession):
+        table = _Table(job, spark, as_lines(frame, job.spec), layout, second)
     yield from table.kept()
     found = yield from table.odd([])
     table.remove()

@@ -181,12 +181,14 @@ class Gathered:
 
     def _by_place(self) -> Iterator[tuple[int, NDArray[Any]]]:
         rows = np.concatenate([np.empty(0, self._type), *self._waiting])
-        places = rows["_side"].astype(np.int64) * self._job.split.shards + rows["_shard"]
+        num_shards = self._job.split.shards
+        kind = np.uint16 if len(SIDES) * num_shards <= 1 << 16 else np.uint32  # 16 bits sort fast
+        places = (rows["_side"].astype(np.uint32) * num_shards + rows["_shard"]).astype(kind)
         order = np.argsort(places, kind="stable")
         places = places[order]
-        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        starts = np.flatnonzero(np.diff(places.astype(np.int64), prepend=-1))
         for start, stop in zip(starts, [*starts[1:], len(rows)], strict=False):  # no rows, no start
-            yield int(places[start]), rows[order[start:stop]]
+            yield int(places[start]), _taken(rows, order[start:stop])
 
     def _spill(self) -> None:
         self._spilled = True
@@ -209,15 +211,23 @@ def _sorted(rows: NDArray[Any], keys: list[str]) -> NDArray[Any]:
 
     Equal lines are equal rows, unless two files have their columns in different orders.
     """
-    rows = rows[np.lexsort([rows[key] for key in reversed(keys)])]
+    columns = [np.ascontiguousarray(rows[key]) for key in keys]
+    order = np.lexsort(columns[::-1]) if len(keys) > 1 else np.argsort(columns[0])
+    rows = _taken(rows, order)
     same = np.ones(max(len(rows) - 1, 0), np.bool_)
     for key in keys:
         same &= rows[key][1:] == rows[key][:-1]
     at = np.flatnonzero(same)
     if (rows[at] != rows[at + 1]).any():
-        rows = rows[np.lexsort([rows[name] for name in reversed(rows.dtype.names or ())])]
-        rows = rows[np.lexsort([rows[key] for key in reversed(keys)])]
+        names = [*keys, *(name for name in rows.dtype.names or () if name not in keys)]
+        rows = rows[np.lexsort([rows[name] for name in reversed(names)])]
     return rows
+
+
+def _taken(rows: NDArray[Any], order: NDArray[np.intp]) -> NDArray[Any]:
+    """rows[order]; as plain bytes it takes a third of the time."""
+    matrix = rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
+    return matrix.take(order, axis=0).view(rows.dtype).reshape(-1)
 
 
 def unit_starts(rows: NDArray[Any]) -> NDArray[np.intp]:

@@ -197,13 +197,12 @@ def _value(token: Expression, column: Column, spec: Spec) -> Expression:
     is_number = (token >= "0") & (token < ":")
     if column.decimal or column.low < 0:
         is_number |= token.startswith("-")
-    alike = [
-        one
-        for one in _missing_tokens(spec)
-        if re.match("-|[0-9]", one) and not re.fullmatch(_pattern(column), one)
-    ]
-    if alike:
-        is_number &= ~_lower(token).isin(alike)
+    alike = [one for one in _missing_tokens(spec) if re.match("-|[0-9]", one)]
+    numbers = [one for one in alike if re.fullmatch(_pattern(column), one)]
+    if numbers:
+        is_number &= ~token.isin(numbers)
+    if words := sorted(set(alike) - set(numbers)):
+        is_number &= ~_lower(token).isin(words)
     return F.when(is_number, token.cast("double" if column.decimal else "int"))
 
 

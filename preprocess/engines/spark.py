@@ -31,6 +31,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from preprocess.engines.base import Batch, Job, Refused, empty_rows
+from preprocess.errors import DataError
 from preprocess.gather import Found
 from preprocess.header import parse_header, read_first_line, read_header
 from preprocess.making import make_dataset
@@ -46,6 +47,7 @@ from preprocess.spark_oracle import read_answers, with_keys, write_answers
 from preprocess.spark_session import session, settings_in
 from preprocess.spec import Spec
 from preprocess.split import Split, places_of
+from preprocess.summary import no_valid_record
 from preprocess.writer import origin
 
 REFUSED_IN_BATCH = 20_000
@@ -57,12 +59,17 @@ def clean(job: Job) -> Iterator[Batch]:
     groups = _groups(job)
     spark = session(job)
     refused: list[Refused] = []
+    num_records = num_bytes = 0
     with _unchanged(job):
         second = read_second(spark, job)
         for group in groups:
             text = read_text(spark, job, group.paths)
             table = _Table(job, spark, with_ids(text), group.layout, second, group.header)
-            yield from table.kept()
+            num_bytes += sum(job.sources[int(name)].num_bytes for name in group.paths)
+            for batch in table.kept():
+                yield batch
+                num_records += batch.num_records
+                job.progress(num_records, num_bytes)
             is_ours: list[int] = []
             if len(table.headers) > len(group.paths):  # records are equal to the header
                 places = Numbers(text).of(table.headers)
@@ -117,8 +124,14 @@ def dataset_from_frame(
         split=split,
         engine="spark",
         clean=partial(clean_frame, frame),
+        check=_check_kept,
         made_from=origin([joined] if joined else [], as_schema(spec), split),
     )
+
+
+def _check_kept(found: Found) -> None:
+    if not found.kept:
+        raise DataError(no_valid_record(FRAME.name, found))
 
 
 @dataclass(frozen=True, slots=True)

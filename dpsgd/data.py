@@ -70,6 +70,7 @@ class Dataset:
     num_features: int
     levels: tuple[int, ...]
     inputs: Inputs
+    statistics: dict[str, Any] | None  # of the manifest: what fitted numbers of the spec cost
     train: Rows
     test: Rows
 
@@ -134,6 +135,7 @@ def _load(path: Path, rank: int, world_size: int, inputs: Inputs) -> Dataset:
         num_features=num_features(spec),
         levels=levels(spec),
         inputs=inputs,
+        statistics=manifest.get("private_statistics"),
         **parts,
     )
 
@@ -209,6 +211,7 @@ def _cell(codes: Codes, of: Sequence[Bins]) -> NDArray[np.int64]:
         values = codes[one.column]
         is_small = values.dtype == np.uint8
         table = np.arange(256) if is_small else values
-        bins = np.clip(np.searchsorted(one.lower_edges, table, side="right") - 1, 0, None)
+        edges = np.asarray(one.lower_edges, np.float32 if values.dtype == np.float32 else None)
+        bins = np.clip(np.searchsorted(edges, table, side="right") - 1, 0, None)
         cell = cell * len(one.lower_edges) + (bins[values] if is_small else bins)
     return cell

@@ -60,7 +60,8 @@ class Ledger:
             "delta": run.delta,
             "imprecision_per_step": run.imprecision_per_step,
         }
-        self._append(header, check=True)
+        for number, entry in enumerate([*self._fitted(), header]):
+            self._append(entry, check=number == 0)
 
     def next(self) -> int:
         """The number of the next event, which is on disk before this returns on any rank."""
@@ -70,6 +71,21 @@ class Ledger:
             self._reserved += more
         self._next += 1
         return self._next - 1
+
+    def _fitted(self) -> list[dict[str, Any]]:
+        """Entries about fitted numbers of the spec, if this ledger does not have them yet."""
+        fitted = self._run.fitted
+        if fitted is None:
+            return []
+        known: bool | None = None
+        if self._comm.rank == 0:
+            known = self._path.exists() and any(fitted.id in line for line in _lines(self._path))
+        if self._comm.bcast(known):
+            return []
+        return ledger.one_release(
+            fitted.id, self._run.unit, fitted.steps.noise_multiplier, self._run.delta,
+            fitted.imprecision,
+        )  # fmt: skip
 
     def _append(self, entry: dict[str, Any], check: bool = False) -> None:
         """Write on rank 0; all ranks go on, or raise, when it is done."""

@@ -16,6 +16,15 @@ from dpsgd.errors import PrivacyError
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """The release that numbers of the spec were read off; `id` is its name in the ledger."""
+
+    id: str
+    steps: accounting.Steps
+    imprecision: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """The public numbers of one training."""
 
@@ -37,6 +46,7 @@ class Run:
     world_size: int
     private: bool
     clipped: bool
+    fitted: Fitted | None = None
 
     @property
     def accounted(self) -> accounting.Steps:
@@ -108,7 +118,25 @@ def plan_run(
         world_size=world_size,
         private=config.private,
         clipped=not config.no_privacy,
+        fitted=_fitted(dataset),
     )
+
+
+def _fitted(dataset: Dataset) -> Fitted | None:
+    """What the manifest says about numbers of the spec that were fitted to the data."""
+    found = dataset.statistics
+    if found is None:
+        return None
+    try:
+        steps = accounting.Steps(
+            sample_rate=1.0, noise_multiplier=float(found["noise_multiplier"]), count=1
+        )
+        return Fitted(id=str(found["run"]), steps=steps, imprecision=float(found["imprecision"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PrivacyError(
+            f"data set {dataset.path}: manifest.json must say what fitted numbers cost ({error}); "
+            f"make it again with python -m preprocess"
+        ) from None
 
 
 def _noise(

@@ -117,7 +117,7 @@ def _predict(
 
         trained = model_file.load_model(run)
         scratch = stack.enter_context(scratch_folder(None))
-        lookup = _lookup(trained.spec, join)
+        lookup = _lookup(trained.spec, join, scratch)
         source = readable(_one(raw, "--input"), trained.spec, scratch)
         done, num_bytes, first = Predicted(privacy=trained.privacy), 0, ""
         file.write(scoring.HEADER.encode())
@@ -136,7 +136,7 @@ def _predict(
     return done
 
 
-def _lookup(spec: Spec, join: Path | str | None) -> Lookup | None:
+def _lookup(spec: Spec, join: Path | str | None, scratch: Callable[[], Path]) -> Lookup | None:
     """The second file of a spec that has one."""
     if (spec.join is None) != (join is None):
         needed = (
@@ -146,8 +146,9 @@ def _lookup(spec: Spec, join: Path | str | None) -> Lookup | None:
     if join is None:
         return None
     from preprocess.join import read_lookup
+    from preprocess.parquet import readable
 
-    return read_lookup(_one(Path(join), "--join"), spec)
+    return read_lookup(readable(_one(Path(join), "--join"), spec, scratch), spec)
 
 
 def _one(path: Path, flag: str) -> Source:
@@ -180,7 +181,7 @@ def _command(arguments: Sequence[str]) -> None:
     )
     add("--join", type=Path, metavar="RAW.csv", help="second file, for a model of joined records")
     options = parser.parse(arguments)
-    check_json(options.json, options.input, options.output, options.run)
+    check_json(options.json, options.input, options.output, options.run, options.join)
     started = time.monotonic()
     size = options.input.stat().st_size if options.input.is_file() else 0
     done = predict_file(

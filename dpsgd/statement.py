@@ -19,9 +19,9 @@ NOT_PRIVATE = "NOT PRIVATE"
 def report(config: Config, run: Run) -> dict[str, Any]:
     """The privacy of a finished run, as JSON types; infinity is the string "inf"."""
     epsilon = rank_or_link = None
+    fitted = run.fitted
     if run.private:
-        found = accounting.epsilon([run.accounted], run.delta, run.imprecision, run.epsilon)
-        epsilon = min(found, run.epsilon)  # both are upper bounds
+        epsilon = _model(run)
         rank_or_link = _rank_or_link(config, run)
     return {
         "private": run.private,
@@ -44,6 +44,7 @@ def report(config: Config, run: Run) -> dict[str, Any]:
         "sensitivity": run.grid.sensitivity,
         "noise_std": run.grid.total_noise_std,
         "imprecision": run.imprecision,
+        "fitted_noise_multiplier": fitted.steps.noise_multiplier if fitted else None,
         "epsilon_rank_or_link": _number(rank_or_link),
         "epsilon_all_runs": _number(_all_runs(run)),
         "accountant": f"dp-accounting {version('dp-accounting')}, the smaller of PLD and RDP",
@@ -80,13 +81,24 @@ def paragraph(privacy: dict[str, Any]) -> str:
         f"probability of any outcome by at most a factor e^epsilon, up to delta.{warning} It was "
         f"trained with {privacy['steps']} steps of DP-SGD on {privacy['num_examples']} {unit}s, "
         f"Poisson sampling at rate {privacy['sample_rate']:g}, gradients clipped to norm "
-        f"{privacy['max_grad_norm']:g} and noise multiplier {privacy['noise_multiplier']:.4f}; "
+        f"{privacy['max_grad_norm']:g} and noise multiplier {privacy['noise_multiplier']:.4f}"
+        f"{_fitted(privacy)}; "
         f"accounting by {privacy['accountant']}. The guarantee covers the weights, computationally "
         f"(AES-256), for everyone who sees only what is published. {_beside(privacy)} "
         f"All runs in the ledger of this data set {together}. "
         f"Test metrics are exact and not covered; nor are the choice of options, timing, rounding "
         f"inside the float64 arithmetic of the noise generator, a rank that departs from the "
         f"protocol, or restored copies of the ledger."
+    )
+
+
+def _model(run: Run) -> float:
+    """Epsilon of the model: of its training, and of the numbers of its spec that were fitted."""
+    if run.fitted is None:
+        found = accounting.epsilon([run.accounted], run.delta, run.imprecision, run.epsilon)
+        return min(found, run.epsilon)  # both are upper bounds
+    return accounting.epsilon(
+        [run.accounted, run.fitted.steps], run.delta, run.imprecision + run.fitted.imprecision
     )
 
 
@@ -101,6 +113,13 @@ def _reason(config: Config) -> str | None:
     if config.insecure_seed is not None:
         return "trained with --insecure-seed, so that anyone can recompute the noise"
     return None
+
+
+def _fitted(privacy: dict[str, Any]) -> str:
+    noise = privacy["fitted_noise_multiplier"]
+    if noise is None:
+        return ""
+    return f"; numbers of its spec were fitted with noise multiplier {noise:.4f}, and are included"
 
 
 def _beside(privacy: dict[str, Any]) -> str:
@@ -137,6 +156,9 @@ def _rank_or_link(config: Config, run: Run) -> float:
         noise_multiplier=run.noise_multiplier / math.sqrt(run.world_size),
         count=run.steps,
     )
+    if run.fitted is not None:
+        imprecision = run.imprecision + run.fitted.imprecision
+        return accounting.epsilon([one, run.fitted.steps], run.delta, imprecision)
     promised = config.resolved_epsilon() if config.noise == "local" else None
     found = accounting.epsilon([one], run.delta, run.imprecision, promised)
     return found if promised is None else min(found, promised)

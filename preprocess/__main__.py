@@ -13,22 +13,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from preprocess import cli, engines, specs, summary
-from preprocess.errors import UsageError
+from preprocess.errors import DataError, UsageError
 from preprocess.fitted import fitted_columns, without_fitted
 from preprocess.ledger import beside
 from preprocess.output import check_json, progress, say, write_json
 from preprocess.report import DEFAULT_MAX_BAD_FRACTION, check_found, tell
-from preprocess.shards import MANIFEST, read_manifest
+from preprocess.shards import MANIFEST, QUARANTINE, read_manifest
 from preprocess.sources import Source, find_sources
 from preprocess.spec import Spec
 from preprocess.split import DEFAULT_SALT, DEFAULT_SHARDS, DEFAULT_TEST_FRACTION, Split
-from preprocess.writer import check_target, is_made_from, origin, scratch_folder
-
-if TYPE_CHECKING:
-    from preprocess.statistics import Budget
+from preprocess.writer import check_target, is_made_from, origin
 
 PROG = "preprocess"
 
@@ -133,7 +130,8 @@ def _command(arguments: Sequence[str]) -> None:
     columns = fitted_columns(document)
     spec = specs.as_spec(options.spec, without_fitted(document) if columns else document)
     _check_join(options, spec)
-    budget = _check_budget(options, document, spec) if columns else None
+    if columns and options.dry_run:
+        raise UsageError("--dry-run must not be given for a spec with fitted numbers: they cost")
     sources = find_sources(options.input)
     joined = find_sources([options.join]) if options.join else []
     if len(joined) > 1:
@@ -143,13 +141,15 @@ def _command(arguments: Sequence[str]) -> None:
     if not options.dry_run and not options.force and is_made_from(options.output, made_from):
         _tell_up_to_date(options)
         return
+    clean = engines.load(engine)  # what is missing for it is said before anything is charged
     more: dict[str, Any] = {}
-    if budget is not None:
-        spec = _fit(options, document, sources, joined, budget)
-        more["private_statistics"] = {
-            "columns": columns, "epsilon": budget.epsilon, "delta": budget.delta,
-            "noise_multiplier": budget.noise_multiplier, "ledger": str(_ledger_of(options)),
-        }  # fmt: skip
+    if columns:
+        from preprocess.fitting import fit_spec
+
+        ledger = options.ledger or beside(options.output)
+        spec, more["private_statistics"] = fit_spec(
+            options.spec, document, sources, joined, options.output, ledger
+        )
     from preprocess.making import make_dataset
 
     names = ", ".join(options.input)
@@ -164,6 +164,7 @@ def _command(arguments: Sequence[str]) -> None:
         joined=joined[0] if joined else None,
         split=split,
         engine=engine,
+        clean=clean,
         processes=options.processes,
         master=options.master,
         progress=progress(PROG, total if is_known else 0),
@@ -177,46 +178,6 @@ def _command(arguments: Sequence[str]) -> None:
              "seconds": seconds}  # fmt: skip
     tell(PROG, found, spec, target, options.json, facts)
     check_found(names, found, options.max_bad_fraction)  # a dry run first says why
-
-
-def _check_budget(options: argparse.Namespace, document: dict[str, Any], spec: Spec) -> Budget:
-    """The budget for fitted numbers, if all is there to pay for them."""
-    from preprocess.statistics import budget_of
-
-    if options.dry_run:
-        raise UsageError("--dry-run must not be given for a spec with fitted numbers: they cost")
-    if spec.unit.kind != "record":
-        raise UsageError(f"unit must be record to fit numbers of a spec, got {spec.unit.kind}")
-    return budget_of(document)
-
-
-def _fit(
-    options: argparse.Namespace,
-    document: dict[str, Any],
-    sources: list[Source],
-    joined: list[Source],
-    budget: Budget,
-) -> Spec:
-    """Charge, then read the fitted numbers off noisy histograms."""
-    from preprocess.fitted import fit
-    from preprocess.join import read_lookup
-    from preprocess.parquet import readable
-    from preprocess.statistics import charge, draw
-
-    plain = specs.as_spec(options.spec, without_fitted(document))
-    check_target(options.output)
-    with scratch_folder(options.output) as scratch:
-        files = [readable(source, plain, scratch) for source in sources]
-        second = [readable(source, plain, scratch) for source in joined]
-        lookup = read_lookup(second[0], plain) if second else None
-        charge(_ledger_of(options), budget, plain.unit.kind)
-        resolved = fit(document, lambda plain, needs: draw(plain, needs, files, lookup, budget))
-    return specs.as_spec(options.spec, resolved)
-
-
-def _ledger_of(options: argparse.Namespace) -> Path:
-    path: Path | None = options.ledger
-    return beside(options.output) if path is None else path
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -236,6 +197,13 @@ def _check_join(options: argparse.Namespace, spec: Spec) -> None:
 def _check_paths(options: argparse.Namespace, sources: list[Source]) -> None:
     """What would otherwise fail after the work is done."""
     inputs = [source.path for source in sources]
+    if Path(options.spec).is_file():
+        inputs.append(Path(options.spec))
+    if options.ledger is not None:
+        real = Path(os.path.realpath(options.ledger))
+        taken = [*inputs, *([options.output] if options.output else [])]
+        if any(real.is_relative_to(os.path.realpath(path)) for path in taken):
+            raise UsageError(f"--ledger must be a file of its own, got {options.ledger}")
     if options.output is not None:
         target = Path(os.path.realpath(options.output))
         for path in inputs:
@@ -246,11 +214,19 @@ def _check_paths(options: argparse.Namespace, sources: list[Source]) -> None:
             check_target(target)
             if not cli.can_be_made(target):
                 raise UsageError(f"output must be writable, got {target}: it cannot be made there")
-    check_json(options.json, *inputs, options.output)
+    ledgers = [options.ledger, beside(options.output) if options.output else None]
+    check_json(options.json, *inputs, options.output, *ledgers)
 
 
 def _tell_up_to_date(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.output)
+    counts = manifest["counts"]
+    bad, of = counts["refused"], counts["refused"] + counts["kept"]
+    if bad > options.max_bad_fraction * of:
+        raise DataError(
+            f"refused records must be at most {options.max_bad_fraction:.3g}, {options.output} "
+            f"was made with {bad:,} of {of:,}; see its {QUARANTINE}"
+        )
     report = {"dry_run": False, "up_to_date": True, "dataset": str(options.output)}
     report |= {key: manifest[key] for key in ("spec", "unit", "engine", "split", "counts")}
     if options.json is not None:

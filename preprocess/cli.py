@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -59,6 +60,7 @@ def run(prog: str, command: Callable[[Sequence[str]], None], arguments: Sequence
     if is_one_of_many():
         message = "one process does all of this: start it without mpirun"
         return report(prog, message, EXIT_LAUNCH) if launched_rank() == 0 else 0
+    signal.signal(signal.SIGTERM, _interrupt)  # clean up as for Ctrl-C
     try:
         command(arguments)
     except UsageError as error:
@@ -73,8 +75,12 @@ def run(prog: str, command: Callable[[Sequence[str]], None], arguments: Sequence
             raise  # a mistake of ours
         return report(prog, _not_installed(package), EXIT_USAGE)
     except KeyboardInterrupt:
-        return report(prog, "interrupted, nothing was written", EXIT_INTERRUPTED)
+        return report(prog, "interrupted, no data set or file was written", EXIT_INTERRUPTED)
     return 0
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def can_be_made(path: Path) -> bool:

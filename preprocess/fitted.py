@@ -103,6 +103,11 @@ def fit(document: dict[str, Any], draw: Draw) -> dict[str, Any]:
     resolved.pop(TABLE, None)
     for item in sorted(_items(resolved), key=lambda item: item.key != "levels"):
         item.holder[item.key] = _read_off(item, found[item.column])
+    for feature in _tables(resolved["encoding"]["features"]):
+        low, high = feature.get("low"), feature.get("high")
+        if low is not None and high is not None and low >= high:  # quantiles that coincide
+            domain = next(c for c in resolved["columns"] if c["name"] == feature["column"])
+            feature |= {"low": domain["low"], "high": domain["high"]}
     for column in resolved["columns"]:  # an imputed level may not be frequent enough
         if "levels" in column and column.get("impute") not in (None, *column["levels"]):
             column["impute"] = found[column["name"]].mode()
@@ -154,7 +159,7 @@ def _items(document: dict[str, Any]) -> list[_Item]:
                     f"schema: {key} of column {column} is its domain, which must be public; bounds "
                     f"of a scaled feature may be fitted"
                 )
-            if value["fitted"] not in allowed:
+            if not isinstance(value["fitted"], str) or value["fitted"] not in allowed:
                 raise DataError(
                     f"schema: fitted {key} of column {column} must be "
                     f"{' or '.join(sorted(allowed)) or 'a public constant'}, got "
@@ -191,6 +196,14 @@ def _check_column(item: _Item, document: dict[str, Any]) -> None:
             f"schema: the label, {item.column}, must be public, got a fitted {item.key}"
         )
     columns = _tables(document.get("columns"))
+    fits_levels = item.key == "levels"
+    features = _tables(document.get("encoding", {}).get("features"))
+    if fits_levels and any(
+        one.get("positive") and one.get("column") == item.column for one in features
+    ):
+        raise DataError(
+            f"schema: levels of column {item.column} must be public, a binary feature names some"
+        )
     has_levels = any("levels" in one for one in columns if one.get("name") == item.column)
     if has_levels and item.request["fitted"] not in ("mode", "frequent"):
         raise DataError(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocess.engines.base import Batch, Job, Refused
+from preprocess.errors import DataError
 from preprocess.records import NOT_IN_UNIVERSE, RULES
 from preprocess.rows import row_type
 from preprocess.split import SIDES
@@ -163,6 +164,11 @@ class Gathered:
                     rows = np.fromfile(path, self._type)
                     path.unlink()
                 yield side, self._in_order(rows, SIDES[side])
+        if sum(self.found.sides.values()) + self.found.over_limit != self.found.kept:
+            raise DataError(
+                f"rows must be of shards 0..{num_shards - 1}, got {self.found.kept:,}, of which "
+                f"{sum(self.found.sides.values()):,} are: they are of another split"
+            )
 
     def _in_order(self, rows: NDArray[Any], side: str) -> NDArray[Any]:
         limit = self._job.spec.unit

@@ -8,6 +8,7 @@ there; what else a file has, the label included, is not read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from io import BufferedReader
 
@@ -18,6 +19,7 @@ from preprocess.spec import Spec
 BOM = b"\xef\xbb\xbf"
 MAX_HEADER_BYTES = 65536
 MAX_NAMES_IN_MESSAGE = 18
+_NUMBER = re.compile("[-+]?[0-9.][0-9.e+-]*")
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
 
@@ -93,8 +95,8 @@ def parse_names(line: bytes, expected: Sequence[str], separator: str) -> list[st
             + _separator_hint(line, separator)
         )
     names = [field.strip(BLANKS).lower() for field in fields]
-    if not set(names) & set(expected) and any(name.isdecimal() for name in names):
-        raise DataError(
+    if not set(names) & set(expected) and any(map(_NUMBER.fullmatch, names)):
+        raise DataError(  # and does not show it, since it may be somebody's
             "first line must name the columns, it looks like a record; put a header in front of "
             f"it: {separator.join(expected)}"
         )

@@ -12,11 +12,47 @@ import os
 from pathlib import Path
 from typing import Any
 
+from preprocess.errors import UsageError
+
 
 def beside(dataset: Path) -> Path:
     """The default place of the ledger of a data set."""
     folder = Path(os.path.realpath(dataset))
     return folder.with_name(folder.name + ".ledger.jsonl")
+
+
+def one_release(
+    run: str, unit: str, noise_multiplier: float, delta: float, imprecision: float
+) -> list[dict[str, Any]]:
+    """The entries of one Gaussian release about all units."""
+    return [
+        {
+            "entry": "run",
+            "run": run,
+            "unit": unit,
+            "private": True,
+            "sample_rate": 1.0,
+            "noise_multiplier": noise_multiplier,
+            "steps": 1,
+            "delta": delta,
+            "imprecision_per_step": imprecision,
+        },
+        {"entry": "reserve", "run": run, "events": 1},
+    ]
+
+
+def check(path: Path) -> None:
+    """Raise UsageError for a file that is no ledger, which must not be appended to."""
+    if not os.path.lexists(path):
+        return
+    with path.open("rb") as file:
+        start = file.read(1 << 16).split(b"\n")[0]
+    try:
+        is_ledger = not start or "entry" in json.loads(start)
+    except (ValueError, TypeError):
+        is_ledger = False
+    if not is_ledger:
+        raise UsageError(f"--ledger must be a privacy ledger or a new file, got {path}")
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocess.errors import DataError
-from preprocess.sources import Source
+from preprocess.sources import Source, check_state
 from preprocess.spec import Spec
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def as_text(source: Source, spec: Spec, folder: Path) -> Source:
     """The text of a Parquet file, written into `folder` for the eyes of its owner."""
     import polars as pl
 
+    check_state(source)
     path = folder / f"text-{sum(1 for _ in folder.glob('text-*')):05d}"
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
@@ -33,8 +34,13 @@ def as_text(source: Source, spec: Spec, folder: Path) -> Source:
         table.select(_as_field(name, kind) for name, kind in columns).sink_csv(
             path, include_header=spec.first_line_names, separator=spec.separator
         )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{source.name} must be Parquet: {str(error).splitlines()[0]}") from None
+    except pl.exceptions.ComputeError:
+        raise DataError(
+            f"{source.name} must be Parquet of columns that can be written as text, and whole"
+        ) from None
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{source.name} must be Parquet: {type(error).__name__}") from None
+    check_state(source)
     status = path.stat()
     return replace(
         source,

@@ -7,7 +7,7 @@
     plain   = any but separator*                      not beginning with blank* '"'
     token   = field without quotes and without blanks at both ends
     integer = ["-"] one to nine of the ASCII digits 0-9; "-" only if the domain has negative numbers
-    number  = ["-"] digits ["." digits] [("e" | "E") ["+" | "-"] one or two digits], of one to nine
+    number  = ["-"] one to nine digits ["." one to twenty] [("e" | "E") ["+" | "-"] one or two]
 
 A line end always ends the record, also inside quotes. Invalid UTF-8 becomes U+FFFD, so it can
 only be refused or sit in a column that is not used. A line of blanks is skipped, though it counts
@@ -58,7 +58,7 @@ MAX_VALUE_CHARACTERS = 80  # of an offending value that is kept for the quaranti
 _OPENING = re.compile(r'[ \t]*"')
 _INTEGER = re.compile(r"[0-9]{1,9}")
 _SIGNED = re.compile(r"-?[0-9]{1,9}")
-_NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:[eE][+-]?[0-9]{1,2})?")
+_NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,2})?")
 
 
 @dataclass(frozen=True)

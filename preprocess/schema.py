@@ -21,7 +21,8 @@ exactly, it refuses: an unknown key as well as a wrong value.
                     {kind = "number", column, divide_by}, {kind = "scaled", column, low, high},
                     {kind = "binary", column, positive = [values]}
 
-Values of a column with levels are those texts. Without `lower_edges` every value is a bin.
+Values of a column with levels are those texts. Without `lower_edges` every value is a bin. A TOML
+file may also ask for numbers that are fitted to the data, and pay for them (`preprocess.fitted`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import os
 import shutil
 import stat
@@ -153,6 +154,12 @@ def as_plain_file(source: Source, folder: Path) -> Source:
     )  # fmt: skip
 
 
+def check_state(source: Source) -> None:
+    """Raise DataError if the file of a source is not as it was found."""
+    with _named(source.path, source.name), source.path.open("rb") as file:
+        _check_unchanged(source, file.fileno())
+
+
 def _private(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
@@ -186,7 +193,7 @@ def _named(path: Path, name: str | None = None) -> Iterator[None]:
         if error.filename is not None and Path(error.filename) != path:
             raise
         raise DataError(f"input must be readable, got {path}: {error.strerror}") from None
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise DataError(f"{name} is damaged or cut off: {error}") from None
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(f"{name} must be a whole zip archive: {error}") from None

@@ -38,7 +38,7 @@ from preprocess.spec import Column, Spec
 from preprocess.split import Split
 
 ODD, HEADER, BLANK = -1, -2, -3
-INTEGER, NUMBER = "[0-9]{1,9}", r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:[eE][+-]?[0-9]{1,2})?"
+INTEGER, NUMBER = "[0-9]{1,9}", r"-?[0-9]{1,9}(?:\.[0-9]{1,20})?(?:[eE][+-]?[0-9]{1,2})?"
 MISSING = -1  # in place of the number of a level
 MAX_FIELDS_IN_PATTERN = 500  # Java's matcher needs some stack for each
 

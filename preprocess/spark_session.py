@@ -118,12 +118,15 @@ def _settings(master: str, folder: Path) -> dict[str, str]:
         ),
         "spark.local.dir": str(folder),
         "spark.sql.warehouse.dir": file_uri(folder / "warehouse"),
-        "spark.sql.shuffle.partitions": "8",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
     }
     if master.startswith("local"):
-        settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+        settings |= {
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1",
+            "spark.sql.shuffle.partitions": "8",
+        }
     return settings
 
 

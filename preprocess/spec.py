@@ -261,6 +261,8 @@ class Spec:
         headers = {"header": self.header, "header of join": self.join.header if self.join else ()}
         for header in headers.values():
             for name in header:
+                if name.startswith("_") and name in names:
+                    raise ValueError(f"names of columns must not begin with _, got {name!r}")
                 if not name.isprintable() or name != name.strip().lower() or set(name) & set(',"'):
                     raise ValueError(
                         f"names must be printable, in lower case, without comma and quote, got "

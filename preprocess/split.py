@@ -38,7 +38,7 @@ DEFAULT_TEST_FRACTION = 0.2
 DEFAULT_SHARDS = 8
 MAX_SHARDS = 65536
 _WORDS = Struct(">QQQ")
-SIDES = ("train", "test")  # 0 and 1 in `Cleaned.sides`
+SIDES = ("train", "test")  # 0 and 1 in rows
 
 
 @dataclass(frozen=True, kw_only=True)

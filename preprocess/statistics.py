@@ -45,7 +45,8 @@ GRID = 1 << 20
 RANDOM_BITS = 128
 DIGITS = 50
 IMPRECISION = 2.0**-90
-MAX_EPSILON, MAX_DELTA = 10.0, 1e-3
+MIN_EPSILON, MAX_EPSILON = 1e-4, 10.0
+MIN_DELTA, MAX_DELTA = 1e-30, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,34 +69,32 @@ def budget_of(document: dict[str, Any]) -> Budget:
     table = document.get(TABLE)
     if not isinstance(table, dict) or set(table) != {"epsilon", "delta"}:
         raise DataError(f"schema: {TABLE} must have epsilon and delta, got {table!r:.200}")
-    for name, most in (("epsilon", MAX_EPSILON), ("delta", MAX_DELTA)):
+    limits = {"epsilon": (MIN_EPSILON, MAX_EPSILON), "delta": (MIN_DELTA, MAX_DELTA)}
+    for name, (low, high) in limits.items():
         value = table[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
-            raise DataError(f"schema: {name} of {TABLE} must be in (0, {most}], got {value!r:.80}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and low <= value <= high):
+            raise DataError(
+                f"schema: {name} of {TABLE} must be in {low:g}..{high:g}, got {value!r:.80}"
+            )
     return Budget(epsilon=table["epsilon"], delta=table["delta"])
 
 
-def charge(path: Path, budget: Budget, unit: str) -> None:
-    """Write the release into the ledger, on disk before this returns. Raises UsageError."""
+def charge(path: Path, budget: Budget, unit: str) -> str:
+    """Write the release into the ledger, on disk before this returns; gives its name there.
+
+    Raises UsageError.
+    """
     run = f"statistics-{uuid4()}"
     try:
-        for entry in (
-            {
-                "entry": "run",
-                "run": run,
-                "unit": unit,
-                "private": True,
-                "sample_rate": 1.0,
-                "noise_multiplier": budget.noise_multiplier,
-                "steps": 1,
-                "delta": budget.delta,
-                "imprecision_per_step": IMPRECISION,
-            },
-            {"entry": "reserve", "run": run, "events": 1},
+        ledger.check(path)
+        for entry in ledger.one_release(
+            run, unit, budget.noise_multiplier, budget.delta, IMPRECISION
         ):
             ledger.append(path, entry)
     except OSError as error:
         raise UsageError(f"--ledger must be writable, got {path}: {error.strerror}") from None
+    return run
 
 
 def draw(
@@ -126,6 +125,7 @@ def _mean(column: Column, total: int, number: int) -> float:
     """From a noisy sum and count; inside the domain whatever the noise."""
     part = min(max(total / GRID / max(number, 1), -1), 1)
     mean = (column.low + column.high) / 2 + part * (column.high - column.low) / 2
+    mean = min(max(mean, column.low), column.high)  # rounding could take it beyond
     return mean if column.decimal else round(mean)
 
 

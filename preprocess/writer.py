@@ -122,13 +122,17 @@ def is_made_from(dataset: Path, made_from: dict[str, Any]) -> bool:
     try:
         manifest = read_manifest(dataset)
         whole = all(
-            hashlib.sha256((dataset / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
-            for entry in manifest["files"]
+            _sha256(dataset / entry["path"]) == entry["sha256"] for entry in manifest["files"]
         )
         read_schema(dataset, manifest)
         return whole and manifest.get("made_from") == made_from
     except (DataError, OSError):
         return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_dataset(folder: Path, gathered: Gathered, facts: dict[str, Any], job: Job) -> None:
@@ -223,8 +227,8 @@ def _publish(building: Path, dataset: Path) -> None:
         dataset.rename(old)  # onto an empty folder
     try:
         building.rename(dataset)
-    except OSError:
-        if old is not None:
+    except BaseException:  # also an interrupt
+        if old is not None and not dataset.exists():
             old.rename(dataset)
         raise
     if old is not None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpsgd.accounting import Steps, rdp_epsilon
+from dpsgd.accounting import Steps, epsilon, rdp_epsilon
 from dpsgd.ledger import history
+from helpers import Launch
 from preprocess import __main__ as command
 from preprocess import shards, statistics
 from preprocess.errors import DataError, UsageError
@@ -222,6 +223,7 @@ def test_what_cannot_be_fitted_is_named_before_anything_is_charged(
     [
         {"epsilon": 1},
         {"epsilon": 0, "delta": 1e-6},
+        {"epsilon": 1e-304, "delta": 1e-6},
         {"epsilon": 1, "delta": 0.5},
         {"epsilon": True, "delta": 1e-6},
     ],
@@ -242,3 +244,60 @@ def test_a_dry_run_and_units_of_several_records_are_refused(
     arguments = ["--input", str(raw), "--output", str(tmp_path / "set"), "--spec", str(spec)]
     assert command.main(arguments) == 2
     assert "unit must be record to fit numbers" in capsys.readouterr().err
+
+
+def test_a_model_pays_for_the_fitted_numbers_that_it_was_made_with(
+    raw: Path, tmp_path: Path, mpirun: Launch
+) -> None:
+    spec, target = write_spec(tmp_path / "spec.toml", DOCUMENT), tmp_path / "set"
+    arguments = ["--input", str(raw), "--output", str(target), "--spec", str(spec)]
+    assert command.main(arguments) == 0
+    (tmp_path / "set.ledger.jsonl").rename(tmp_path / "lost.jsonl")
+    run = ["-m", "dpsgd.run", "--data", target, "--noise-multiplier", "9", "--steps", "5"]
+    for name in ("one", "two"):
+        done = mpirun(2, *run, "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    privacy = json.loads((tmp_path / "two/privacy.json").read_text())
+    fitted = shards.read_manifest(target)["private_statistics"]
+    assert privacy["fitted_noise_multiplier"] == fitted["noise_multiplier"]
+    of_numbers = Steps(sample_rate=1.0, noise_multiplier=fitted["noise_multiplier"], count=1)
+    assert privacy["epsilon"] > epsilon([of_numbers], 1e-5), "training costs something, too"
+    assert privacy["epsilon_all_runs"] >= privacy["epsilon"]
+    recorded = history(tmp_path / "set.ledger.jsonl", "record")
+    assert [one.steps.count for one in recorded] == [1, 5, 5], "entered again, and once"
+    assert "were fitted with noise multiplier" in (tmp_path / "two/privacy.md").read_text()
+
+
+@pytest.mark.parametrize("change", ["levels", "header", "empty", "ledger"])
+def test_what_can_be_known_to_be_wrong_costs_nothing(
+    change: str, raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, ledger = copy.deepcopy(DOCUMENT), tmp_path / "set.ledger.jsonl"
+    more: list[str] = []
+    if change == "levels":
+        positive = {"kind": "binary", "column": "job", "positive": ["poet"]}
+        document["encoding"]["features"].append(positive)
+    elif change == "header":
+        raw.write_text(raw.read_text().replace("age,income,job,y", "age,income,job,z"))
+    elif change == "empty":
+        raw.write_text("age,income,job,y\n")
+    else:
+        more = ["--ledger", str(raw)]
+    before = raw.read_bytes()
+    spec = write_spec(tmp_path / "spec.toml", document)
+    arguments = ["--input", str(raw), "--output", str(tmp_path / "set"), "--spec", str(spec)]
+    assert command.main([*arguments, *more]) in (2, 5)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not ledger.exists() and raw.read_bytes() == before
+
+
+def test_quantiles_that_coincide_leave_the_bounds_of_the_domain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Statistics(values=[1, 2, 3], counts=[0, 90, 0], mean=2.0)
+    levels = Statistics(values=["clerk"], counts=[900])
+    of = {"age": found, "income": found, "job": levels}
+    resolved = fit(DOCUMENT, lambda plain, needs: of)
+    bounds = resolved["encoding"]["features"][1]
+    assert (bounds["low"], bounds["high"]) == (-1000, 9000)
+    from_schema(resolved)

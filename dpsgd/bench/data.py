@@ -34,6 +34,7 @@ def random_dataset(path: Path, rank: int, world_size: int, num_rows: int) -> Dat
         num_examples=num_rows,
         num_features=NUM_FEATURES,
         levels=(),
+        statistics=None,
         inputs="features",
         train=parts[0],
         test=parts[1],

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from preprocess.engines.base import Batch, Job
-from preprocess.errors import DataError
-from preprocess.mapreduce import EXIT_DATA, parts, tasks
+from preprocess.errors import DataError, UsageError
+from preprocess.mapreduce import EXIT_DATA, EXIT_DISK, parts, tasks
 from preprocess.mapreduce.job import describe_job
 from preprocess.rows import row_type
 from preprocess.sources import Source, as_plain_file
@@ -162,6 +162,8 @@ class _Tasks:
             self._running.discard(process)
         if process.returncode == EXIT_DATA:
             raise DataError(json.loads(out)["error"])
+        if process.returncode == EXIT_DISK:
+            raise UsageError(json.loads(out)["error"])
         if process.returncode:
             raise RuntimeError(tasks.last_line(err))
         answer: tasks.Answer = json.loads(out)

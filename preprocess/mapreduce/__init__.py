@@ -47,4 +47,4 @@ COUNTERS = "reporter:counter:preprocess"
 
 INPUT = "preprocess_input"
 PROG = "preprocess.mapreduce"
-EXIT_DATA = 5
+EXIT_USAGE, EXIT_DATA, EXIT_DISK = 2, 5, 74

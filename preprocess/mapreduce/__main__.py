@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from preprocess.errors import DataError, UsageError
-from preprocess.mapreduce import EXIT_DATA, PROG
+from preprocess.mapreduce import EXIT_DATA, EXIT_DISK, EXIT_USAGE, PROG
 
-EXIT_USAGE = 2
 ROLES = ("map", "reduce", "plan", "collect")
 
 
@@ -25,6 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     except (DataError, UsageError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return EXIT_DATA if isinstance(error, DataError) else EXIT_USAGE
+    except OSError as error:
+        print(f"{PROG}: error: {error.strerror or error}", file=sys.stderr)
+        return EXIT_DISK
     return 0
 
 

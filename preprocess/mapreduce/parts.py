@@ -83,7 +83,9 @@ def _parsed(line: bytes) -> tuple[list[int], Any]:
         told = json.loads(value)
         return [int(number) for number in name[1:].split("-") if number], told
     except ValueError:
-        raise DataError(f"output must be what reducers wrote, got {line[:80]!r}") from None
+        raise DataError(
+            f"output must be what reducers wrote, a line of {len(line)} bytes is not"
+        ) from None
 
 
 def read_parts(paths: Iterable[Path], job: Job) -> Iterator[Part]:

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from preprocess.errors import DataError
-from preprocess.mapreduce import CONTROL, COUNTERS, EXIT_DATA, INPUT, PROG
+from preprocess.mapreduce import CONTROL, COUNTERS, EXIT_DATA, EXIT_DISK, INPUT, PROG
 from preprocess.sources import COPY_BYTES, Source, open_source
 
 LINE_END = re.compile(rb"\r\n?|\n")
@@ -52,6 +52,9 @@ def main() -> int:
     except ChildProcessError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:  # a full disk
+        json.dump({"error": f"temporary files must be writable: {error.strerror}"}, sys.stdout)
+        return EXIT_DISK
     json.dump(answer, sys.stdout)
     return 0
 
@@ -183,6 +186,8 @@ def _child(
         errors = err.read().decode(errors="replace")
         if child.returncode == EXIT_DATA:
             raise DataError(last_line(errors).removeprefix(f"{PROG}: error: "))
+        if child.returncode == EXIT_DISK:
+            raise OSError(0, last_line(errors).removeprefix(f"{PROG}: error: "))
         if child.returncode:
             name = "mapper" if role == "map" else "reducer"
             raise ChildProcessError(

@@ -1,7 +1,7 @@
 """The built-in specs, a TOML file each, and how any spec file is read. See `preprocess.schema`.
 
     census-2000    18 columns of the 2000 census extracts; 124 features
-    acs-person     person files of the American Community Survey (psam_pXX.csv), since 2019
+    acs-person     person files of the American Community Survey (psam_pXX.csv), since 2013
     oregon-2000    persons of the 2000 census joined with their households
     adult          48,842 people of the 1994 survey: adult.data and adult.test
 

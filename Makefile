@@ -22,7 +22,7 @@ CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
 	{ echo "Python 3.11 or newer is needed, $(PYTHON) is not: make PYTHON=python3.11 ..." >&2; exit 2; }
 
 .NOTPARALLEL:
-.PHONY: help core install install-openmpi install-bench system-mpi wheels demo test statistical readme \
+.PHONY: help core install install-openmpi install-bench system-mpi wheels demo test test-spark statistical readme \
 	exhaustive cluster test-openmpi check format bench bench-steps bench-preprocess accuracy clean
 
 help:
@@ -36,6 +36,7 @@ help:
 	@echo "make bench-preprocess  raw files to data sets: every engine, on one core and on all (ROWS=100000)"
 	@echo "make accuracy          private accuracy beside models without privacy (DATA=file.csv, SALTS=5)"
 	@echo "make statistical       the slow statistical tests"
+	@echo "make test-spark         preprocess by Spark and by Hadoop's own classes, in a JVM"
 	@echo "make exhaustive        every all-reduce schedule, proven for all worlds of up to 128 ranks"
 	@echo "make cluster           the all-reduces on four emulated hosts, under both MPIs (as root)"
 	@echo "make readme            every command of the README in a clean clone"
@@ -116,6 +117,9 @@ test: $(FULL)
 
 statistical: $(FULL)
 	$(PY) -m pytest -m statistical
+
+test-spark: $(FULL)
+	$(PY) -m pytest -m spark
 
 exhaustive: $(FULL)
 	$(PY) -m pytest -m exhaustive

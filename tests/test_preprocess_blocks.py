@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from preprocess import blocks, meanings, meanings
+from preprocess import blocks, meanings
 from preprocess.header import parse_header
 from preprocess.records import NOT_IN_UNIVERSE, Record, Refusal, read_record
 from preprocess.sources import find_sources

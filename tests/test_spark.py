@@ -36,8 +36,8 @@ from preprocess_samples import (
 )
 
 pyspark = pytest.importorskip("pyspark", reason="pyspark is not installed")
-spark_columns = pytest.importorskip("preprocess.spark_columns")
-spark_session = pytest.importorskip("preprocess.spark_session")
+spark_columns = pytest.importorskip("preprocess.spark.columns")
+spark_session = pytest.importorskip("preprocess.spark.session")
 engine = pytest.importorskip("preprocess.engines.spark")
 
 pytestmark = pytest.mark.spark
@@ -299,8 +299,8 @@ def test_a_dataset_from_a_dataframe_has_the_rows_of_one_from_the_file(tmp_path: 
 
 def test_executors_need_only_the_standard_library(tmp_path: Path):
     context = spark_session.session(job_of(__file__, folder=tmp_path)).sparkContext
-    script = "import sys; sys.path.insert(0, sys.argv[1]); import preprocess.spark_oracle"
-    archive = spark_session._folder(tmp_path) / "packages.zip"
+    script = "import sys; sys.path.insert(0, sys.argv[1]); import preprocess.spark.oracle"
+    archive = spark_session._folder() / "packages.zip"
     assert context.listFiles and any(name.endswith("packages.zip") for name in context.listFiles)
     subprocess.run([sys.executable, "-I", "-S", "-c", script, archive], check=True, timeout=60)
 
@@ -322,7 +322,10 @@ def test_without_pyspark_one_line_says_what_to_install(tmp_path: Path):
 
 
 def test_spark_submit_on_a_cluster_of_two_machines_writes_the_same_data_set(tmp_path: Path):
-    home = Path(pyspark.__file__).parent
+    home = tmp_path / "spark"  # workers write into it
+    home.mkdir()
+    for entry in Path(pyspark.__file__).parent.iterdir():
+        (home / entry.name).symlink_to(entry)
     submit = home / "bin/spark-submit"
     if not submit.exists():
         pytest.skip("this pyspark has no bin/spark-submit")
@@ -331,7 +334,6 @@ def test_spark_submit_on_a_cluster_of_two_machines_writes_the_same_data_set(tmp_
     env = clean_environment(
         SPARK_HOME=str(home),
         PYSPARK_PYTHON=sys.executable,
-        SPARK_WORKER_DIR=str(tmp_path / "workers"),
         SPARK_LOCAL_IP="127.0.0.1",
         JAVA_HOME=str(spark_session.find_java()),
     )

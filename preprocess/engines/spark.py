@@ -1,11 +1,11 @@
 """Many machines, or all cores of this one, by Spark.
 
-    raw files --read.text--> lines --spark_columns--> Parquet: kept | skipped | odd
+    raw files --read.text--> lines --spark.columns--> Parquet: kept | skipped | odd
                                                         |            |
-                            batches <---- Polars -------+            | spark_oracle, in Python
+                            batches <---- Polars -------+            | spark.oracle, in Python
                                ^-------- rows, refusals -------------+ on the executors
 
-Lines that are plain and right stay in Spark's JVM (see `preprocess.spark_columns`); the others go
+Lines that are plain and right stay in Spark's JVM (see `preprocess.spark.columns`); the others go
 to the oracle. Where executors and the driver are several machines, the raw files and the scratch
 folder, which is beside the output, must be there for all of them under the same path. The driver
 holds one part of the table at a time, and all refusals, to give them in the order of the files.
@@ -39,12 +39,12 @@ from preprocess.records import Layout, Refusal
 from preprocess.rows import row_type
 from preprocess.schema import as_schema
 from preprocess.sources import Source, as_plain_file, open_source
-from preprocess.spark_columns import HEADER, ODD, outcomes
-from preprocess.spark_files import Numbers, parts_of, read_table, read_text, with_ids, write_table
-from preprocess.spark_frame import as_lines, layout_of_frame
-from preprocess.spark_join import read_second
-from preprocess.spark_oracle import read_answers, with_keys, write_answers
-from preprocess.spark_session import session, settings_in
+from preprocess.spark.columns import HEADER, ODD, outcomes
+from preprocess.spark.files import Numbers, parts_of, read_table, read_text, with_ids, write_table
+from preprocess.spark.frame import as_lines, layout_of_frame
+from preprocess.spark.join import read_second
+from preprocess.spark.oracle import read_answers, with_keys, write_answers
+from preprocess.spark.session import session, settings_in
 from preprocess.spec import Spec
 from preprocess.split import Split, places_of
 from preprocess.summary import no_valid_record
@@ -173,7 +173,7 @@ def _unchanged(job: Job) -> Iterator[None]:
 
 
 class _Table:
-    """The table of `preprocess.spark_columns` on disk, and what is read from it."""
+    """The table of `preprocess.spark.columns` on disk, and what is read from it."""
 
     def __init__(
         self,

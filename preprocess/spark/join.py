@@ -21,9 +21,9 @@ from preprocess.engines.base import Job
 from preprocess.header import joined_columns, read_first_line
 from preprocess.join import cut, join_places
 from preprocess.sources import as_plain_file, open_source
-from preprocess.spark_columns import is_blank, stripped, tokens_of
-from preprocess.spark_files import read_table, read_text, with_ids, write_table
-from preprocess.spark_oracle import cut_second
+from preprocess.spark.columns import is_blank, stripped, tokens_of
+from preprocess.spark.files import read_table, read_text, with_ids, write_table
+from preprocess.spark.oracle import cut_second
 
 
 def read_second(spark: SparkSession, job: Job) -> DataFrame | None:

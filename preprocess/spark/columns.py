@@ -58,7 +58,7 @@ def outcomes(
 ) -> DataFrame:
     """The table above, of `lines` with `id` and `line`.
 
-    `second` is that of `spark_join.read_second`.
+    `second` is that of `spark.join.read_second`.
     """
     spec = layout.spec
     table = stripped(lines, spec).select(

@@ -2,8 +2,8 @@
 
 A Spark that is already active, or that spark-submit has prepared, is used as it is, with settings
 of its own for what we read and write. Otherwise one is started for this machine: quiet, without a
-web page, and with all that it writes in a folder beside the data set, which only the user can enter
-and which vanishes when the process ends. Starting takes seconds, so it stays until then.
+web page, and with all that it writes in a temporary folder (TMPDIR says where), which only the user
+can enter and which vanishes when the process ends. Starting takes seconds, so it stays until then.
 
 Executors get this package as a zip file. They need Python, and nothing but its standard library.
 """
@@ -30,8 +30,8 @@ from preprocess.engines.base import Job
 from preprocess.errors import UsageError
 from preprocess.jvm import find_java
 from preprocess.output import TEMPORARY
-from preprocess.spark_columns import SETTINGS
-from preprocess.spark_files import file_uri
+from preprocess.spark.columns import SETTINGS
+from preprocess.spark.files import file_uri
 
 PACKAGES = ("launch", "preprocess")
 MAX_DRIVER_GIB = 4
@@ -60,7 +60,7 @@ def session(job: Job) -> SparkSession:
         _start(job)
     shared = SparkSession.builder.getOrCreate()
     context = shared.sparkContext
-    _ship(context, _folder(job.scratch().parent))
+    _ship(context, _folder())
     spark = shared.newSession()
     # a file is cut in the same way whenever it is read, even if executors come and go
     spark.conf.set("spark.sql.files.minPartitionNum", str(context.defaultParallelism))
@@ -83,7 +83,7 @@ def settings_in(spark: SparkSession) -> Iterator[None]:
 
 
 def _start(job: Job) -> None:
-    folder = _folder(job.scratch().parent)
+    folder = _folder()
     builder = SparkSession.builder.appName("preprocess")
     if "PYSPARK_GATEWAY_PORT" in os.environ:  # spark-submit has started the JVM
         settings = {} if job.master is None else {"spark.master": job.master}
@@ -148,21 +148,22 @@ def _environment(more: dict[str, str]) -> Iterator[None]:
 @cache
 def _ship(context: SparkContext, folder: Path) -> None:
     """Give the executors this package."""
+    root = Path(__file__).parents[2]
     path = folder / "packages.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for package in PACKAGES:
-            for file in sorted(Path(__file__).parents[1].joinpath(package).glob("*.py")):
-                archive.write(file, f"{package}/{file.name}")
+            for file in sorted((root / package).rglob("*.py")):
+                archive.write(file, file.relative_to(root))
     context.addPyFile(str(path))
 
 
 _made: list[Path] = []
 
 
-def _folder(parent: Path) -> Path:
-    """What Spark has on disk. The first job says where, as they all share one Spark."""
+def _folder() -> Path:
+    """What Spark has on disk: with temporary files, since it outlives a data set."""
     if not _made:
-        _made.append(Path(tempfile.mkdtemp(dir=parent, prefix=TEMPORARY)))
+        _made.append(Path(tempfile.mkdtemp(prefix=TEMPORARY)))
         atexit.register(_end)
     return _made[0]
 

@@ -47,7 +47,7 @@ from preprocess.sources import Source, open_source
 from preprocess.spec import Spec
 from preprocess.split import Split, digest_of
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 NUM_THREADS = min(2, len(os.sched_getaffinity(0)))
 MAX_PLAIN_BYTES = 1 << 20  # a longer line is read by itself
 

@@ -98,8 +98,8 @@ class Gathered:
         names = list(row_type(job.spec).names or ())
         self._fields = names if quarantine is not None else _to_count(names)
         self._type = np.dtype([(name, row_type(job.spec)[name]) for name in self._fields])
-        self._waiting: list[NDArray[Any]] = []
-        self._bytes = 0
+        self._waiting = np.empty(SPILL_BYTES // self._type.itemsize, self._type)
+        self._num_waiting = 0
         self._spilled = False
         self._file = None
         if quarantine is not None:
@@ -134,15 +134,24 @@ class Gathered:
                     (self._job.sources[one.source].name, one.line, *one.refusal)
                     for one in batch.refused
                 )
-            rows = batch.rows
-            if self._file is None:
-                rows = np.empty(len(batch.rows), self._type)
-                for name in self._fields:
-                    rows[name] = batch.rows[name]
-            self._waiting.append(rows)
-            self._bytes += rows.nbytes
-            if self._bytes > SPILL_BYTES and self._file is not None:
+            self._hold(batch.rows)
+
+    def _hold(self, rows: NDArray[Any]) -> None:
+        """Copy rows to those that wait, so that nothing else of a batch stays in memory."""
+        if self._num_waiting + len(rows) > len(self._waiting):
+            if self._file is not None and self._num_waiting:
                 self._spill()
+            needed = self._num_waiting + len(rows)
+            if needed > len(self._waiting):
+                more = np.empty(max(needed, 2 * self._num_waiting), self._type)
+                more[: self._num_waiting] = self._waiting[: self._num_waiting]
+                self._waiting = more
+        held = self._waiting[self._num_waiting : self._num_waiting + len(rows)]
+        for name in self._fields if self._file is None else ():
+            held[name] = rows[name]
+        if self._file is not None:
+            held[:] = rows
+        self._num_waiting += len(rows)
 
     def shards(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """Side and rows of every shard, in the order of their numbers; a unit's rows are adjacent.
@@ -155,7 +164,7 @@ class Gathered:
             by_place: dict[int, NDArray[Any]] = {}
         else:
             by_place = dict(self._by_place())
-            self._waiting = []
+            self._waiting = self._waiting[:0]
         for side in range(len(SIDES)):
             for shard in range(num_shards):
                 place = side * num_shards + shard
@@ -186,7 +195,7 @@ class Gathered:
         return rows
 
     def _by_place(self) -> Iterator[tuple[int, NDArray[Any]]]:
-        rows = np.concatenate([np.empty(0, self._type), *self._waiting])
+        rows = self._waiting[: self._num_waiting]
         num_shards = self._job.split.shards
         kind = np.uint16 if len(SIDES) * num_shards <= 1 << 16 else np.uint32  # 16 bits sort fast
         places = (rows["_side"].astype(np.uint32) * num_shards + rows["_shard"]).astype(kind)
@@ -201,7 +210,7 @@ class Gathered:
         for place, rows in self._by_place():
             with self._path(place).open("ab") as file:
                 file.write(rows.tobytes())
-        self._waiting, self._bytes = [], 0
+        self._num_waiting = 0
 
     def _path(self, place: int) -> Path:
         return self._job.scratch() / f"rows-{place:06d}"

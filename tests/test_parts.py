@@ -179,7 +179,9 @@ ONLY_IN = {
     "scipy": {"dpsgd/calibration.py"},
     "sklearn": {"dpsgd/accuracy_models.py"},
     "matplotlib": {
-        "dpsgd/accuracy_picture.py", "collectives/cost_picture.py", "preprocess/bench_picture.py",
+        "dpsgd/accuracy_picture.py",
+        "collectives/cost_picture.py",
+        "preprocess/bench_picture.py",
     },
     "pyspark": {"preprocess/spark", "preprocess/engines/spark.py", "preprocess/jvm.py"},
     "polars_hash": {"preprocess/blocks.py"},

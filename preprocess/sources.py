@@ -3,7 +3,7 @@
 An input is a file, a glob or several of them. gzip and zip are read as what they hold: of a zip
 archive every member whose name ends in .csv, .txt or .data, or its only member. A Parquet file is
 first written as text (see `preprocess.parquet`). Whatever is read must stay as it is until its end:
-a file that shrinks or grows meanwhile is an error.
+a file that shrinks or grows meanwhile is an error. A pipe is read once, as plain text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import lzma
 import os
 import shutil
 import stat
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ TEXT_SUFFIXES = (".csv", ".txt", ".data", ".test", ".tsv")
 NO_FILES = "__MACOSX/"  # notes of a Mac about the files of an archive
 COPY_BYTES = 1 << 20
 
-Packing: TypeAlias = Literal["none", "gzip", "zip", "parquet"]
+Packing: TypeAlias = Literal["none", "gzip", "zip", "parquet", "pipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +67,13 @@ def find_sources(patterns: Sequence[Path | str]) -> list[Source]:
 
 def _sources_of(path: Path) -> list[Source]:
     with _named(path):
-        if stat.S_ISFIFO(path.stat().st_mode):  # to open it would wait for a writer
-            raise DataError("input must be a regular file")
+        if stat.S_ISFIFO(path.stat().st_mode):  # nothing is known of it, and it is read once
+            state = (0, time.time_ns())
+            return [Source(name=str(path), path=path, packing="pipe", num_bytes=0, state=state)]
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise DataError("input must be a regular file")
+                raise DataError("input must be a file or a pipe")
             start = file.read(4)
     state = (status.st_size, status.st_mtime_ns)
     source = Source(
@@ -165,6 +167,8 @@ def _private(path: Path) -> IO[bytes]:
 
 
 def _check_unchanged(source: Source, descriptor: int) -> None:
+    if source.packing == "pipe":
+        return
     status = os.fstat(descriptor)
     if (status.st_size, status.st_mtime_ns) != source.state:
         before = source.state[0]

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import threading
 import zipfile
 from pathlib import Path
 
@@ -160,3 +161,17 @@ def test_the_manifest_tells_which_files_a_data_set_was_made_of(tmp_path: Path):
          "modified_ns": status.st_mtime_ns}
         for member in ("b.csv", "a.csv")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", FAST_ENGINES)
+def test_a_pipe_is_read_once_and_is_never_up_to_date(engine: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        pipe = tmp_path / "pipe.csv"
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_text, args=(f"{HEADER}\n{GOOD}\n" * 1,))
+        writer.start()
+        arguments = ["--input", str(pipe), "--output", str(tmp_path / "set"), "--engine", engine]
+        assert command.main(arguments) == 0
+        writer.join()
+        pipe.unlink()
+    assert shards.read_manifest(tmp_path / "set")["counts"]["kept"] == 1

@@ -42,7 +42,7 @@ def dataset(comm: MPI.Intracomm, num_rows: int) -> Dataset:
     return Dataset(
         path=Path("random"), part=(comm.rank, comm.size), content_sha256="random", schema={},
         unit="record", num_examples=num_rows * comm.size, num_features=FEATURES, levels=(),
-        inputs="features", train=rows, test=test,
+        inputs="features", statistics=None, train=rows, test=test,
     )  # fmt: skip
 
 

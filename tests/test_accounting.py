@@ -146,7 +146,7 @@ def run(**changes: Any) -> Any:
         "id": "r1", "unit": "record", "private": True, "sample_rate": 0.1, "noise_multiplier": 3.5,
         "steps": 100, "delta": 1e-5, "imprecision_per_step": 1e-15, "epsilon": 3.0,
     }  # fmt: skip
-    made = SimpleNamespace(**(numbers | changes))
+    made = SimpleNamespace(**({"fitted": None} | numbers | changes))
     made.accounted = steps(made.sample_rate, made.noise_multiplier, made.steps)
     return made
 

@@ -25,7 +25,9 @@ NEVER = Path("/nowhere/ledger.jsonl")  # no run is in it
 
 def planned(world_size: int = RANKS, **options: Any) -> tuple[Config, Run]:
     config = Config(**({"steps": 20, "delta": DELTA, "ledger": NEVER} | options))
-    dataset: Any = SimpleNamespace(num_examples=20_000, unit="record", path=Path("data"))
+    dataset: Any = SimpleNamespace(
+        num_examples=20_000, unit="record", path=Path("data"), statistics=None
+    )
     model: Any = SimpleNamespace(num_params=NUM_PARAMS, name="mlp")
     return config, plan_run(config, dataset, model, 0.002, world_size)
 

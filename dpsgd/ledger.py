@@ -19,6 +19,7 @@ The file is readable by its owner only; it holds no data and no keys.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,15 +78,18 @@ class Ledger:
         fitted = self._run.fitted
         if fitted is None:
             return []
-        known: bool | None = None
+        num_known = 0
         if self._comm.rank == 0:
-            known = self._path.exists() and any(fitted.id in line for line in _lines(self._path))
-        if self._comm.bcast(known):
-            return []
-        return ledger.one_release(
+            with suppress(
+                UserError
+            ):  # a ledger that cannot be read is refused, on all ranks, below
+                lines = _lines(self._path) if self._path.exists() else []
+                num_known = sum(fitted.id in line for line in lines)
+        entries = ledger.one_release(
             fitted.id, self._run.unit, fitted.steps.noise_multiplier, self._run.delta,
             fitted.imprecision,
         )  # fmt: skip
+        return entries[self._comm.bcast(num_known) :]  # a crash may have left the first of two
 
     def _append(self, entry: dict[str, Any], check: bool = False) -> None:
         """Write on rank 0; all ranks go on, or raise, when it is done."""

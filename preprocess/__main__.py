@@ -222,7 +222,7 @@ def _tell_up_to_date(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.output)
     counts = manifest["counts"]
     bad, of = counts["refused"], counts["refused"] + counts["kept"]
-    if bad > options.max_bad_fraction * of:
+    if bad / of > options.max_bad_fraction:
         raise DataError(
             f"refused records must be at most {options.max_bad_fraction:.3g}, {options.output} "
             f"was made with {bad:,} of {of:,}; see its {QUARANTINE}"

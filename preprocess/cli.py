@@ -60,7 +60,7 @@ def run(prog: str, command: Callable[[Sequence[str]], None], arguments: Sequence
     if is_one_of_many():
         message = "one process does all of this: start it without mpirun"
         return report(prog, message, EXIT_LAUNCH) if launched_rank() == 0 else 0
-    signal.signal(signal.SIGTERM, _interrupt)  # clean up as for Ctrl-C
+    before = signal.signal(signal.SIGTERM, _interrupt)  # clean up as for Ctrl-C
     try:
         command(arguments)
     except UsageError as error:
@@ -76,6 +76,8 @@ def run(prog: str, command: Callable[[Sequence[str]], None], arguments: Sequence
         return report(prog, _not_installed(package), EXIT_USAGE)
     except KeyboardInterrupt:
         return report(prog, "interrupted, no data set or file was written", EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -34,6 +34,8 @@ def fit_spec(
     plain = specs.as_spec(name, without_fitted(document))
     if plain.unit.kind != "record":
         raise UsageError(f"unit must be record to fit numbers of a spec, got {plain.unit.kind}")
+    if pipes := [one.name for one in (*sources, *joined) if one.packing == "pipe"]:
+        raise UsageError(f"input must be files to fit numbers, they are read twice, got {pipes[0]}")
     check_target(output)
     if not cli.can_be_made(output):
         raise UsageError(f"output must be writable, got {output}: it cannot be made there")

@@ -121,11 +121,12 @@ def is_made_from(dataset: Path, made_from: dict[str, Any]) -> bool:
     """Whether a whole data set of this origin is there."""
     try:
         manifest = read_manifest(dataset)
-        whole = all(
+        if manifest.get("made_from") != made_from:
+            return False
+        read_schema(dataset, manifest)
+        return all(
             _sha256(dataset / entry["path"]) == entry["sha256"] for entry in manifest["files"]
         )
-        read_schema(dataset, manifest)
-        return whole and manifest.get("made_from") == made_from
     except (DataError, OSError):
         return False
 

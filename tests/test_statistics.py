@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import statistics as exact
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,18 @@ def test_a_model_pays_for_the_fitted_numbers_that_it_was_made_with(
     assert privacy["epsilon_all_runs"] >= privacy["epsilon"]
     recorded = history(tmp_path / "set.ledger.jsonl", "record")
     assert [one.steps.count for one in recorded] == [1, 5, 5], "entered again, and once"
+    (tmp_path / "torn.jsonl").write_text(
+        (tmp_path / "set.ledger.jsonl").read_text().splitlines(keepends=True)[0]
+    )
+    done = mpirun(2, *run, "--out", tmp_path / "three", "--ledger", tmp_path / "torn.jsonl")
+    assert done.returncode == 0, done.stderr
+    recorded = history(tmp_path / "torn.jsonl", "record")
+    assert [one.steps.count for one in recorded] == [1, 5], (
+        "the half that a crash left is completed"
+    )
+    (tmp_path / "broken.jsonl").write_text("{}\n")
+    done = mpirun(2, *run, "--out", tmp_path / "four", "--ledger", tmp_path / "broken.jsonl")
+    assert done.returncode == 3 and "cannot be read" in done.stderr
     assert "were fitted with noise multiplier" in (tmp_path / "two/privacy.md").read_text()
 
 
@@ -289,6 +302,17 @@ def test_what_can_be_known_to_be_wrong_costs_nothing(
     assert command.main([*arguments, *more]) in (2, 5)
     assert capsys.readouterr().err.count("\n") == 1
     assert not ledger.exists() and raw.read_bytes() == before
+
+
+def test_a_pipe_that_would_be_read_twice_is_refused_before_anything_is_charged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec, pipe = write_spec(tmp_path / "spec.toml", DOCUMENT), tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    arguments = ["--input", str(pipe), "--output", str(tmp_path / "set"), "--spec", str(spec)]
+    assert command.main(arguments) == 2
+    assert "input must be files to fit numbers" in capsys.readouterr().err
+    assert not (tmp_path / "set.ledger.jsonl").exists()
 
 
 def test_quantiles_that_coincide_leave_the_bounds_of_the_domain(

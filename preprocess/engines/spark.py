@@ -38,7 +38,7 @@ from preprocess.making import make_dataset
 from preprocess.records import Layout, Refusal
 from preprocess.rows import row_type
 from preprocess.schema import as_schema
-from preprocess.sources import Source, as_plain_file, open_source
+from preprocess.sources import Source, as_plain_file, check_state, open_source
 from preprocess.spark.columns import HEADER, ODD, outcomes
 from preprocess.spark.files import Numbers, parts_of, read_table, read_text, with_ids, write_table
 from preprocess.spark.frame import as_lines, layout_of_frame
@@ -168,8 +168,7 @@ def _unchanged(job: Job) -> Iterator[None]:
         yield
     finally:
         for source in [*job.sources, *([job.joined] if job.joined else [])]:
-            with open_source(source):
-                pass
+            check_state(source)
 
 
 class _Table:
